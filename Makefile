@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` are all a newcomer needs; both set up what they need by themselves.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+UV := .venv/bin/uv
+PROTO_FILES := $(sort $(shell find protos/sendense -name '*.proto'))
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+.PHONY: help
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup:  ## Install what is missing: Debian packages, the virtual environment (quick the second time)
+	@tools/setup
+
+.PHONY: protos
+protos:  ## Generate Python code from the protobuf contracts
+	@rm -rf protos/gen/sendense && mkdir -p protos/gen
+	@.venv/bin/python -m grpc_tools.protoc -I protos \
+	  --plugin=protoc-gen-mypy=.venv/bin/protoc-gen-mypy \
+	  --plugin=protoc-gen-mypy_grpc=.venv/bin/protoc-gen-mypy_grpc \
+	  --python_out=protos/gen --grpc_python_out=protos/gen \
+	  --mypy_out=quiet:protos/gen --mypy_grpc_out=quiet,only_async:protos/gen \
+	  $(PROTO_FILES)
+	@find protos/gen/sendense -type d -exec touch {}/__init__.py \;
+	@touch protos/gen/sendense/py.typed
+
+.PHONY: locks
+locks:  ## Resolve dependencies anew into locks/*.txt
+	$(LOCK) --upgrade pyproject.toml -o locks/runtime.txt
+	$(LOCK) --upgrade --extra dev -c locks/runtime.txt pyproject.toml -o locks/dev.txt
