@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an installation keeps its things: one state directory, one directory for sockets.
+
+A unix socket's path may have at most 107 bytes, and people keep state in deep directories. Where the state
+directory is too deep, sockets live in a short private directory whose name is derived from it, so that every
+process finds them by the state directory alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_common.errors import SendenseError
+
+# 107 bytes less the longest name below it and the suffix that a hidden, not yet published socket has.
+_LONGEST_RUN_DIR_BYTES = 40
+
+
+def private_dir(path: Path) -> Path:
+    """Makes `path` (with parents) as a directory that only this user can enter, and returns it."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def runtime_dir(state: Path) -> Path:
+    """The directory for the sockets of the installation at `state`; made if it is missing.
+
+    Raises:
+        SendenseError: INTERNAL when the short directory is not a private one of this user.
+    """
+    near = state.resolve() / "run"
+    if len(os.fsencode(near)) <= _LONGEST_RUN_DIR_BYTES:
+        return private_dir(near)
+    digest = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:12]
+    short = Path(tempfile.gettempdir()) / f"sendense-{os.getuid()}-{digest}"
+    private_dir(short)
+    facts = short.lstat()
+    if facts.st_uid != os.getuid() or not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077:
+        raise SendenseError(
+            Reason.REASON_INTERNAL,
+            f"{short} should be a private directory of this user and is not",
+            remedy="Remove it, or use a state directory with a shorter path.",
+        )
+    return short
+
+
+@dataclass(frozen=True)
+class HubPaths:
+    """Files of a hub."""
+
+    state: Path
+    """Kept: databases, host key, repository."""
+    run: Path
+    """Gone after a reboot: sockets."""
+
+    @property
+    def api_socket(self) -> Path:
+        """For operators."""
+        return self.run / "api.sock"
+
+    @property
+    def authorization_socket(self) -> Path:
+        """For gateways."""
+        return self.run / "authz.sock"
+
+    @property
+    def telemetry_socket(self) -> Path:
+        """Takes spans (OTLP) from the other processes."""
+        return self.run / "telemetry.sock"
+
+    @property
+    def agents_dir(self) -> Path:
+        """Reverse sockets: `<agent_id>.sock`."""
+        return self.run / "a"
+
+    @property
+    def exports_dir(self) -> Path:
+        """qemu-nbd sockets: `<export>.sock`."""
+        return self.run / "x"
+
+    @property
+    def endpoint_file(self) -> Path:
+        """`host:port` that agents dial, written when the listener is open."""
+        return self.run / "ssh-endpoint"
+
+    @property
+    def host_key_file(self) -> Path:
+        """SSH host key (private); the public half is beside it with `.pub`."""
+        return self.state / "ssh_host_ed25519_key"
+
+
+@dataclass(frozen=True)
+class CredentialsPaths:
+    """Files of a credentials service."""
+
+    state: Path
+    """Kept: database and, with the local provider, the key-encryption keys."""
+    run: Path
+    """Sockets."""
+
+    @property
+    def operator_socket(self) -> Path:
+        """CredentialService."""
+        return self.run / "operator.sock"
+
+    @property
+    def hub_socket(self) -> Path:
+        """LeaseService."""
+        return self.run / "hub.sock"
+
+    @property
+    def agents_socket(self) -> Path:
+        """RedemptionService."""
+        return self.run / "agents.sock"
+
+
+@dataclass(frozen=True)
+class AgentPaths:
+    """Files of an agent."""
+
+    state: Path
+    """Kept: keys, the hub's address and host key."""
+    run: Path
+    """Sockets."""
+
+    @property
+    def grpc_socket(self) -> Path:
+        """AgentService, locally; the tunnel publishes it at the hub."""
+        return self.run / "grpc.sock"
+
+    @property
+    def credentials_socket(self) -> Path:
+        """Local end of the tunnel's "credentials"."""
+        return self.run / "credentials.sock"
+
+    @property
+    def telemetry_socket(self) -> Path:
+        """Local end of the tunnel's "telemetry"."""
+        return self.run / "telemetry.sock"
+
+    @property
+    def exports_dir(self) -> Path:
+        """Local ends of the tunnel's "nbd/<export>": `<export>.sock`, for the mover and for `nbdinfo`."""
+        return self.run / "x"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Everything below one `--state DIR`, as `sendense up` lays it out."""
+
+    state: Path
+
+    @property
+    def run(self) -> Path:
+        """Directory of all sockets."""
+        return runtime_dir(self.state)
+
+    @property
+    def logs(self) -> Path:
+        """One file per process."""
+        return self.state / "logs"
+
+    @property
+    def hub(self) -> HubPaths:
+        """The hub."""
+        return HubPaths(self.state / "hub", self.run / "hub")
+
+    @property
+    def credentials(self) -> CredentialsPaths:
+        """The credentials service."""
+        return CredentialsPaths(self.state / "credentials", self.run / "cred")
+
+    def agent(self, site: str) -> AgentPaths:
+        """The agent of one site; only `local` lives below the centre's state directory."""
+        return AgentPaths(self.state / "agents" / site, self.run / f"g-{site}")

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes: they die with their parent, and stopping one always ends in a waited-for exit.
+
+Linux only: PR_SET_PDEATHSIG. The signal is bound to the *thread* that started the child, so children are
+started from the main thread's event loop, never from a worker thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int | None = None) -> None:
+    """Has the kernel send SIGTERM to this process when its parent ends; called first thing.
+
+    Args:
+        parent_pid: who the parent was when it started us; if it is gone already, this process ends at once.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if parent_pid is not None and os.getppid() != parent_pid:
+        sys.exit(0)
+
+
+def dying_with_parent(command: Sequence[str], *, parent_signal: str = "TERM") -> list[str]:
+    """`command` so that it gets a signal when we end, for programs that cannot ask for it themselves."""
+    return ["setpriv", "--pdeathsig", parent_signal, *command]
+
+
+async def stop(process: asyncio.subprocess.Process, *, grace_s: float) -> int:
+    """Ends a child (SIGTERM, `grace_s` seconds, SIGKILL) if it still runs; returns its exit code."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(grace_s):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    return await process.wait()

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every service process does around its work: logging, signals, tracing, one exit path."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from sendense_common import telemetry
+from sendense_common.errors import SendenseError
+from sendense_common.process import die_with_parent
+
+log = logging.getLogger(__name__)
+
+PARENT_ENV = "SENDENSE_PARENT_PID"
+"""Set by whoever starts one of our services as a child: the child ends with that process."""
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
+
+
+def configure_logging(level: str | None = None) -> None:
+    """Logs to standard error; level from `level` or SENDENSE_LOG (default INFO)."""
+    logging.basicConfig(
+        level=(level or os.environ.get("SENDENSE_LOG") or "INFO").upper(),
+        format=_FORMAT,
+        stream=sys.stderr,
+        force=True,
+    )
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)
+
+
+def run_service(
+    name: str,
+    main: Callable[[asyncio.Event], Awaitable[None]],
+    *,
+    spans_socket: Path | None = None,
+) -> int:
+    """Runs a service until SIGTERM or SIGINT, and returns the process's exit code.
+
+    Args:
+        name: for traces and the log, as "sendense-hub".
+        main: does the work until the event it is given is set, then cleans up and returns.
+        spans_socket: where spans go; see `telemetry.configure`.
+
+    A `SendenseError` from `main` is printed with its remedy and gives exit code 1.
+    """
+    configure_logging()
+    parent = os.environ.pop(PARENT_ENV, "")
+    if parent:
+        die_with_parent(int(parent))
+    telemetry.configure(name, spans_socket=spans_socket)
+    try:
+        asyncio.run(_until_signalled(name, main))
+    except SendenseError as error:
+        log.error("%s stops: %s. %s", name, error, error.remedy)
+        return 1
+    finally:
+        telemetry.shutdown()
+    return 0
+
+
+async def _until_signalled(name: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _ask_to_stop, name, stopping, number)
+    await main(stopping)
+
+
+def _ask_to_stop(name: str, stopping: asyncio.Event, number: signal.Signals) -> None:
+    log.info("%s got %s and stops", name, number.name)
+    stopping.set()
