@@ -31,3 +31,26 @@ protos:  ## Generate Python code from the protobuf contracts
 locks:  ## Resolve dependencies anew into locks/*.txt
 	$(LOCK) --upgrade pyproject.toml -o locks/runtime.txt
 	$(LOCK) --upgrade --extra dev -c locks/runtime.txt pyproject.toml -o locks/dev.txt
+
+.PHONY: protos-check
+protos-check:  ## Lint the contracts and check that the generated code is fresh
+	@cd protos && ../.venv/bin/buf lint
+	@rm -rf build/protos && mkdir -p build/protos && cp -r protos/gen build/protos/committed
+	@$(MAKE) --no-print-directory protos
+	@diff -r -x __pycache__ build/protos/committed protos/gen \
+	  || { echo "protos/gen is stale: commit what 'make protos' made"; exit 1; }
+
+.PHONY: lint
+lint: setup protos-check  ## ruff, mypy strict, import contracts, buf
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+.PHONY: unit
+unit: setup  ## Fast tests only
+	$(PY) -m pytest -m unit -q
+
+.PHONY: test
+test: setup  ## All tests
+	$(PY) -m pytest -q

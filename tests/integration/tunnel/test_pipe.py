@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import asyncio
+
 import pytest
+from tests.integration.tunnel.kit import Hub, echo, target
 
 from sendense_common.tunnel import dial
-from tests.integration.tunnel.kit import Hub, echo, target
 
 pytestmark = pytest.mark.integration
 

@@ -47,7 +47,7 @@ async def wait_healthy(path: Path, *, timeout_s: float, what: str) -> None:
         if path.exists():
             async with connect(path) as channel:
                 try:
-                    answer = await health_pb2_grpc.HealthStub(channel).Check(
+                    answer = await health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
                         health_pb2.HealthCheckRequest(), timeout=2
                     )
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:

@@ -20,6 +20,8 @@ from sendense.hub.v1.authorization_service_pb2_grpc import AuthorizationServiceS
 from sendense_common import rpc
 from sendense_common.errors import SendenseError
 
+# Calls wait for the API to come (back) for so long: a gateway that was started before it, or an API that is
+# started again, would otherwise refuse agents until the channel's next try.
 _ANSWER_WITHIN_S = 3.0
 _DOING = "asking the hub's API for authorization"
 
@@ -34,7 +36,9 @@ class Authority:
         """The agent ID of a key."""
         try:
             answer = await self._stub.IdentifyKey(
-                IdentifyKeyRequest(fingerprint=fingerprint), timeout=_ANSWER_WITHIN_S
+                IdentifyKeyRequest(fingerprint=fingerprint),
+                timeout=_ANSWER_WITHIN_S,
+                wait_for_ready=True,
             )
         except grpc.aio.AioRpcError as error:
             raise SendenseError.from_rpc(error, doing=_DOING) from error
@@ -44,7 +48,9 @@ class Authority:
         """The socket that `target` means for this key."""
         try:
             answer = await self._stub.Authorize(
-                AuthorizeRequest(fingerprint=fingerprint, target=target), timeout=_ANSWER_WITHIN_S
+                AuthorizeRequest(fingerprint=fingerprint, target=target),
+                timeout=_ANSWER_WITHIN_S,
+                wait_for_ready=True,
             )
         except grpc.aio.AioRpcError as error:
             raise SendenseError.from_rpc(error, doing=_DOING) from error
