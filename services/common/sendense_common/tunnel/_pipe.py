@@ -104,6 +104,9 @@ class _End:
     def _end(self) -> None:
         """This end was read to its end of file; with both directions ended, the pipe is over."""
         self.ended = True
+        self._pass_end()
+
+    def _pass_end(self) -> None:
         partner = self._partner
         if partner is None or partner.transport is None:
             return
@@ -202,6 +205,8 @@ class SocketEnd(_End, asyncio.Protocol):
         for data in self._early:
             self._give(data)
         self._early.clear()
+        if self.ended:
+            self._pass_end()
         if self.transport is None:
             channel.close()
         else:
@@ -209,7 +214,7 @@ class SocketEnd(_End, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
-        if self._partner is None:  # some event loops read once in spite of the hold
+        if self._partner is None:  # event loops may read once, to the end even, in spite of the hold
             self._early.append(data)
         else:
             self._give(data)
