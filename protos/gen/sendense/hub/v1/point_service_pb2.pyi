@@ -183,6 +183,9 @@ class PointDisk(_message.Message):
     STORED_BYTES_FIELD_NUMBER: _builtins.int
     COPIED_BYTES_FIELD_NUMBER: _builtins.int
     CHANGE_ID_FIELD_NUMBER: _builtins.int
+    DISK_OBJECT_ID_FIELD_NUMBER: _builtins.int
+    BACKING_UUID_FIELD_NUMBER: _builtins.int
+    MODE_REASON_FIELD_NUMBER: _builtins.int
     key: _builtins.int
     """Device key."""
     label: _builtins.str
@@ -201,6 +204,12 @@ class PointDisk(_message.Message):
     """Data written by the job that made it."""
     change_id: _builtins.str
     """Change ID, as vSphere gave it; empty: none."""
+    disk_object_id: _builtins.str
+    """vSphere's diskObjectId; identity together with the key."""
+    backing_uuid: _builtins.str
+    """UUID of the backing; empty where there is none."""
+    mode_reason: _builtins.str
+    """Why it is a full where an incremental could have been; empty otherwise."""
     def __init__(
         self,
         *,
@@ -213,10 +222,13 @@ class PointDisk(_message.Message):
         stored_bytes: _builtins.int = ...,
         copied_bytes: _builtins.int = ...,
         change_id: _builtins.str = ...,
+        disk_object_id: _builtins.str = ...,
+        backing_uuid: _builtins.str = ...,
+        mode_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "change_id", b"change_id", "copied_bytes", b"copied_bytes", "key", b"key", "label", b"label", "layer_file", b"layer_file", "mode", b"mode", "parent_point_id", b"parent_point_id", "stored_bytes", b"stored_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing_uuid", b"backing_uuid", "capacity_bytes", b"capacity_bytes", "change_id", b"change_id", "copied_bytes", b"copied_bytes", "disk_object_id", b"disk_object_id", "key", b"key", "label", b"label", "layer_file", b"layer_file", "mode", b"mode", "mode_reason", b"mode_reason", "parent_point_id", b"parent_point_id", "stored_bytes", b"stored_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
