@@ -105,6 +105,16 @@ class CredentialsPaths:
     """Sockets."""
 
     @property
+    def database_file(self) -> Path:
+        """SQLite: sealed secrets, agents' public keys, leases."""
+        return self.state / "credentials.sqlite"
+
+    @property
+    def key_file(self) -> Path:
+        """Key-encryption keys of the local provider. A backup of the database without it is useless."""
+        return self.state / "kek.json"
+
+    @property
     def operator_socket(self) -> Path:
         """CredentialService."""
         return self.run / "operator.sock"
@@ -128,6 +138,11 @@ class AgentPaths:
     """Kept: keys, the hub's address and host key."""
     run: Path
     """Sockets."""
+
+    @property
+    def lease_keys_file(self) -> Path:
+        """Private keys that redeem leases (`sendense_common.keys`)."""
+        return self.state / "lease_keys.pem"
 
     @property
     def grpc_socket(self) -> Path:

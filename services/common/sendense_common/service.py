@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from sendense.common.v1.reason_pb2 import Reason
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError
 from sendense_common.process import die_with_parent
@@ -62,6 +65,25 @@ def run_service(
     finally:
         telemetry.shutdown()
     return 0
+
+
+@contextlib.contextmanager
+def only_one(lock_file: Path, what: str) -> Iterator[None]:
+    """Keeps other processes out of a state directory during the block; the lock ends with the process.
+
+    Raises:
+        SendenseError: SERVICE_UNAVAILABLE when another process (`what`) holds it.
+    """
+    with lock_file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SendenseError(
+                Reason.REASON_SERVICE_UNAVAILABLE,
+                f"another {what} uses the state directory {lock_file.parent}",
+                remedy="Stop it, or give this one a directory of its own with --state.",
+            ) from error
+        yield
 
 
 async def _until_signalled(name: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
