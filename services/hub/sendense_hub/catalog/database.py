@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening the catalog and running transactions on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from sendense_hub.catalog import schema
+
+T = TypeVar("T")
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_BUSY_TIMEOUT_MS = 10_000
+
+
+class Catalog:
+    """A database and the one thread that talks to it: SQLite has one writer anyway."""
+
+    def __init__(self, engine: sa.Engine, hub_id: str) -> None:
+        """Made by `open_catalog`."""
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
+        self.hub_id = hub_id
+        """UUID of this hub, in the description of every snapshot it has made."""
+
+    async def run(self, transaction: Callable[[sa.Connection], T]) -> T:
+        """Runs `transaction` in its thread; commits what it did, or nothing when it raises.
+
+        A caller that is cancelled does not stop it: a transaction is never half waited for.
+        """
+
+        def whole() -> T:
+            with self._engine.begin() as connection:
+                return transaction(connection)
+
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, whole))
+
+    def close(self) -> None:
+        """Waits for what runs."""
+        self._thread.shutdown()
+        self._engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def open_catalog(url: str) -> AsyncIterator[Catalog]:
+    """Opens the catalog at a SQLAlchemy URL and brings its tables up to date.
+
+    Args:
+        url: `sqlite:////path/of/catalog.sqlite` (made with mode 0600) or `postgresql+psycopg://…`.
+    """
+    catalog = await asyncio.to_thread(_open, url)
+    try:
+        yield catalog
+    finally:
+        await asyncio.to_thread(catalog.close)
+
+
+def _open(url: str) -> Catalog:
+    engine = sa.create_engine(url)
+    if engine.dialect.name == "sqlite":
+        assert engine.url.database is not None
+        os.close(os.open(engine.url.database, os.O_CREAT | os.O_RDWR, 0o600))
+        sa.event.listen(engine, "connect", _set_up_sqlite)
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        hub_id = connection.scalar(sa.select(schema.hub.c.hub_id))
+        if hub_id is None:
+            hub_id = str(uuid.uuid4())
+            connection.execute(schema.hub.insert().values(hub_id=hub_id))
+    return Catalog(engine, hub_id)
+
+
+def _set_up_sqlite(connection: object, _record: object) -> None:
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",  # a restore point that was reported complete stays complete
+        "foreign_keys=ON",
+        f"busy_timeout={_BUSY_TIMEOUT_MS}",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

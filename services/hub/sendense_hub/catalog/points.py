@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restore points and their disks, read and written as the contract's RestorePoint message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import point_service_pb2 as pb
+from sendense_common.errors import SendenseError
+from sendense_hub.catalog.jobs import named
+from sendense_hub.catalog.schema import point_disks, restore_points
+from sendense_hub.domain.times import to_timestamp, to_us
+
+_DISK_FIELDS = [column.name for column in point_disks.c if column.name != "point_id"]
+
+
+def begin(connection: sa.Connection, point: pb.RestorePoint) -> None:
+    """A job starts to write it; nobody can restore it yet."""
+    point.state = pb.POINT_STATE_WRITING
+    connection.execute(restore_points.insert().values(**_columns(point)))
+
+
+def complete(connection: sa.Connection, point: pb.RestorePoint) -> None:
+    """Its commit mark is set: it counts from now on, and so do its change IDs. Twice is once."""
+    point.state = pb.POINT_STATE_COMPLETE
+    connection.execute(restore_points.delete().where(restore_points.c.point_id == point.point_id))
+    connection.execute(restore_points.insert().values(**_columns(point)))
+    connection.execute(
+        point_disks.insert().values(point_id=point.point_id),
+        [{name: getattr(disk, name) for name in _DISK_FIELDS} for disk in point.disks],
+    )
+
+
+def set_deleting(connection: sa.Connection, point_id: str) -> None:
+    """Its files go."""
+    connection.execute(
+        restore_points.update()
+        .where(restore_points.c.point_id == point_id)
+        .values(state=pb.POINT_STATE_DELETING)
+    )
+
+
+def forget(connection: sa.Connection, point_id: str) -> None:
+    """Its files are gone."""
+    connection.execute(restore_points.delete().where(restore_points.c.point_id == point_id))
+
+
+def get(connection: sa.Connection, point_id: str) -> pb.RestorePoint:
+    """One, by its ID or a unique prefix of it; POINT_NOT_FOUND."""
+    query = sa.select(restore_points).where(named(restore_points.c.point_id, point_id)).limit(2)
+    found = connection.execute(query).all()
+    if len(found) != 1:
+        raise SendenseError(
+            Reason.REASON_POINT_NOT_FOUND,
+            f"several points begin with {point_id!r}" if found else f"there is no point {point_id!r}",
+            remedy="`sendense point list` shows them all.",
+            point=point_id,
+        )
+    return _messages(connection, found)[0]
+
+
+def listed(
+    connection: sa.Connection,
+    *,
+    vm: str = "",
+    vcenter_name: str = "",
+    state: pb.PointState.ValueType = pb.POINT_STATE_COMPLETE,
+    limit: int,
+    after: tuple[int, str] | None = None,
+) -> list[pb.RestorePoint]:
+    """Newest first, at most `limit`, older than the (complete_time_us, point_id) `after`."""
+    columns = restore_points.c
+    query = (
+        sa.select(restore_points)
+        .where(columns.state == state)
+        .order_by(columns.complete_time_us.desc(), columns.point_id)
+        .limit(limit)
+    )
+    if vm:
+        query = query.where(sa.or_(columns.vm_name == vm, columns.vm_instance_uuid == vm))
+    if vcenter_name:
+        query = query.where(columns.vcenter_name == vcenter_name)
+    if after:
+        moment_us, point_id = after
+        query = query.where(
+            sa.or_(
+                columns.complete_time_us < moment_us,
+                sa.and_(columns.complete_time_us == moment_us, columns.point_id > point_id),
+            )
+        )
+    return _messages(connection, connection.execute(query).all())
+
+
+def of_job(connection: sa.Connection, job_id: str) -> pb.RestorePoint | None:
+    """The point that a job writes or has written."""
+    rows = connection.execute(sa.select(restore_points).where(restore_points.c.job_id == job_id)).all()
+    return _messages(connection, rows)[0] if rows else None
+
+
+def newest_disks(
+    connection: sa.Connection, vcenter_uuid: str, vm_instance_uuid: str, repository_name: str
+) -> dict[int, tuple[pb.RestorePoint, pb.PointDisk]]:
+    """By device key: the newest complete point of the VM in the repository that holds it, and the disk."""
+    columns = restore_points.c
+    query = (
+        sa.select(restore_points)
+        .where(
+            columns.vcenter_uuid == vcenter_uuid,
+            columns.vm_instance_uuid == vm_instance_uuid,
+            columns.repository_name == repository_name,
+            columns.state == pb.POINT_STATE_COMPLETE,
+        )
+        .order_by(columns.complete_time_us, columns.point_id)
+    )
+    newest: dict[int, tuple[pb.RestorePoint, pb.PointDisk]] = {}
+    for point in _messages(connection, connection.execute(query).all()):
+        newest.update({disk.key: (point, disk) for disk in point.disks})
+    return newest
+
+
+def newest_by_machine(connection: sa.Connection) -> dict[tuple[str, str], int]:
+    """(vCenter's UUID, VM's UUID) to the moment of its newest complete point, in microseconds."""
+    columns = restore_points.c
+    rows = connection.execute(
+        sa.select(columns.vcenter_uuid, columns.vm_instance_uuid, sa.func.max(columns.complete_time_us))
+        .where(columns.state == pb.POINT_STATE_COMPLETE)
+        .group_by(columns.vcenter_uuid, columns.vm_instance_uuid)
+    )
+    return {(vcenter, machine): moment_us for vcenter, machine, moment_us in rows}
+
+
+def _columns(point: pb.RestorePoint) -> dict[str, Any]:
+    return {
+        "point_id": point.point_id,
+        "job_id": point.job_id,
+        "vcenter_name": point.vcenter_name,
+        "vcenter_uuid": point.vcenter_uuid,
+        "vm_name": point.vm_name,
+        "vm_instance_uuid": point.vm_instance_uuid,
+        "repository_name": point.repository_name,
+        "directory": point.directory,
+        "state": point.state,
+        "snapshot_time_us": to_us(point.snapshot_time),
+        "complete_time_us": to_us(point.complete_time),
+        "quiesce_result": point.quiesce_result,
+        "unprotected_disks": list(point.unprotected_disks),
+    }
+
+
+def _messages(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[pb.RestorePoint]:
+    found = {row.point_id: _message(row) for row in rows}
+    ids = list(found)
+    for disk in connection.execute(
+        sa.select(point_disks).where(point_disks.c.point_id.in_(ids)).order_by(point_disks.c.key)
+    ):
+        found[disk.point_id].disks.add(**{name: getattr(disk, name) for name in _DISK_FIELDS})
+    for point in found.values():
+        point.kind = "incremental" if any(disk.parent_point_id for disk in point.disks) else "full"
+    built = (
+        sa.select(point_disks.c.parent_point_id, point_disks.c.point_id)
+        .where(point_disks.c.parent_point_id.in_(ids))
+        .distinct()
+        .order_by(point_disks.c.point_id)
+    )
+    for parent, child in connection.execute(built):
+        found[parent].dependant_point_ids.append(child)
+    return list(found.values())
+
+
+def _message(row: sa.Row[Any]) -> pb.RestorePoint:
+    return pb.RestorePoint(
+        point_id=row.point_id,
+        job_id=row.job_id,
+        vcenter_name=row.vcenter_name,
+        vcenter_uuid=row.vcenter_uuid,
+        vm_name=row.vm_name,
+        vm_instance_uuid=row.vm_instance_uuid,
+        repository_name=row.repository_name,
+        directory=row.directory,
+        state=row.state,
+        snapshot_time=to_timestamp(row.snapshot_time_us),
+        complete_time=to_timestamp(row.complete_time_us),
+        quiesce_result=row.quiesce_result,
+        unprotected_disks=row.unprotected_disks,
+    )

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vCenters, and what was last seen in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+
+from sendense.agent.v1 import agent_service_pb2 as agent
+from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import vcenter_service_pb2 as pb
+from sendense_common.errors import SendenseError
+from sendense_hub.catalog.schema import vcenters, virtual_machines
+from sendense_hub.domain.times import now_us, to_timestamp
+
+
+def add(connection: sa.Connection, vcenter: pb.Vcenter) -> pb.Vcenter:
+    """Adds one; VCENTER_EXISTS."""
+    taken = connection.scalar(sa.select(vcenters.c.name).where(vcenters.c.name == vcenter.name))
+    if taken is not None:
+        raise SendenseError(
+            Reason.REASON_VCENTER_EXISTS,
+            f"there is a vCenter {vcenter.name!r} already",
+            remedy="Choose another name, or remove it first: `sendense vcenter remove`.",
+            vcenter=vcenter.name,
+        )
+    connection.execute(
+        vcenters.insert().values(
+            name=vcenter.name,
+            host=vcenter.host,
+            port=vcenter.port,
+            ca_pem=vcenter.ca_pem,
+            certificate_sha256=vcenter.certificate_sha256,
+            credential_id=vcenter.credential_id,
+            site_name=vcenter.site_name,
+            instance_uuid="",
+            create_time_us=now_us(),
+        )
+    )
+    return get(connection, vcenter.name)
+
+
+def get(connection: sa.Connection, name: str) -> pb.Vcenter:
+    """One; VCENTER_NOT_FOUND."""
+    row = connection.execute(sa.select(vcenters).where(vcenters.c.name == name)).one_or_none()
+    if row is None:
+        raise SendenseError(
+            Reason.REASON_VCENTER_NOT_FOUND,
+            f"there is no vCenter {name!r}",
+            remedy="`sendense vcenter list` shows them all.",
+            vcenter=name,
+        )
+    return _message(row)
+
+
+def listed(connection: sa.Connection) -> list[pb.Vcenter]:
+    """All, by name."""
+    return [_message(row) for row in connection.execute(sa.select(vcenters).order_by(vcenters.c.name))]
+
+
+def remove(connection: sa.Connection, name: str) -> pb.Vcenter:
+    """Forgets one and its inventory; VCENTER_NOT_FOUND."""
+    vcenter = get(connection, name)
+    connection.execute(vcenters.delete().where(vcenters.c.name == name))
+    return vcenter
+
+
+def set_identity(connection: sa.Connection, name: str, instance_uuid: str) -> None:
+    """Keeps what it said that it is."""
+    connection.execute(vcenters.update().where(vcenters.c.name == name).values(instance_uuid=instance_uuid))
+
+
+def replace_inventory(connection: sa.Connection, name: str, machines: Iterable[agent.VirtualMachine]) -> None:
+    """What was seen of one vCenter, whole."""
+    connection.execute(virtual_machines.delete().where(virtual_machines.c.vcenter_name == name))
+    rows = [
+        {
+            "vcenter_name": name,
+            "instance_uuid": machine.instance_uuid,
+            "name": machine.name,
+            "moref": machine.moref,
+            "facts": machine.SerializeToString(),
+        }
+        for machine in machines
+    ]
+    if rows:
+        connection.execute(virtual_machines.insert(), rows)
+
+
+def find_machines(
+    connection: sa.Connection, named: str, vcenter_name: str = ""
+) -> list[tuple[str, agent.VirtualMachine]]:
+    """(vCenter's name, VM) of all that were last seen with this name, managed object ID or instance UUID."""
+    columns = virtual_machines.c
+    query = sa.select(virtual_machines).where(
+        sa.or_(columns.name == named, columns.moref == named, columns.instance_uuid == named)
+    )
+    if vcenter_name:
+        query = query.where(columns.vcenter_name == vcenter_name)
+    return [
+        (row.vcenter_name, agent.VirtualMachine.FromString(row.facts))
+        for row in connection.execute(query.order_by(columns.vcenter_name, columns.instance_uuid))
+    ]
+
+
+def _message(row: sa.Row[tuple[object, ...]]) -> pb.Vcenter:
+    vcenter = pb.Vcenter(
+        name=row.name,
+        host=row.host,
+        port=row.port,
+        credential_id=row.credential_id,
+        site_name=row.site_name,
+        instance_uuid=row.instance_uuid,
+        create_time=to_timestamp(row.create_time_us),
+    )
+    if row.ca_pem:
+        vcenter.ca_pem = row.ca_pem
+    else:
+        vcenter.certificate_sha256 = row.certificate_sha256
+    return vcenter

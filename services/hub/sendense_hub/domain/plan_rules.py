@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the hub checks in an agent's plan before it makes a file: a wrong plan restores a wrong disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from sendense.agent.v1 import backup_pb2 as agent
+from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import point_service_pb2 as points
+from sendense_common.errors import SendenseError
+
+SECTOR_BYTES = 512
+# What a layer needs besides data: tables, ledger, point.json.
+_OVERHEAD_BYTES = 64 * 1024 * 1024
+
+
+def check_plan(
+    plan: agent.BackupPlan,
+    *,
+    vcenter_uuid: str,
+    vm_instance_uuid: str,
+    previous: Mapping[int, points.PointDisk],
+    incremental_required: bool,
+) -> None:
+    """Refuses a plan that does not fit what is known.
+
+    Args:
+        plan: of the agent.
+        vcenter_uuid: of the vCenter the previous points came from; empty when it is not known yet.
+        vm_instance_uuid: of the VM the job is for.
+        previous: the newest complete disk by device key.
+        incremental_required: no disk may be a full.
+
+    Raises:
+        SendenseError: DISK_MISMATCH, VM_HAS_NO_PROTECTABLE_DISK or INCREMENTAL_NOT_POSSIBLE.
+    """
+    if plan.vm_instance_uuid != vm_instance_uuid:
+        raise _mismatch(f"the agent planned VM {plan.vm_instance_uuid}, the job is for {vm_instance_uuid}")
+    if vcenter_uuid and plan.vcenter_uuid != vcenter_uuid:
+        raise _mismatch(
+            f"the vCenter says that it is {plan.vcenter_uuid}; the points of this VM come from {vcenter_uuid}"
+        )
+    if not plan.disks:
+        raise SendenseError(
+            Reason.REASON_VM_HAS_NO_PROTECTABLE_DISK,
+            f"VM {plan.vm_name} has no disk that a snapshot can protect",
+            remedy="Look at the reasons per disk: `sendense job show`.",
+            vm=plan.vm_name,
+        )
+    _check_unique(plan)
+    for disk in plan.disks:
+        if disk.capacity_bytes <= 0 or disk.capacity_bytes % SECTOR_BYTES:
+            raise _mismatch(f"{_named(disk)} has {disk.capacity_bytes} bytes, not whole 512-byte sectors")
+        if disk.mode == agent.DISK_MODE_INCREMENTAL:
+            _check_incremental(disk, previous.get(disk.key))
+        elif disk.mode == agent.DISK_MODE_FULL:
+            if incremental_required:
+                raise SendenseError(
+                    Reason.REASON_INCREMENTAL_NOT_POSSIBLE,
+                    f"{_named(disk)} of VM {plan.vm_name} would need a full copy: {disk.mode_reason}",
+                    remedy="Start it with --mode auto or --mode full.",
+                    disk=disk.key,
+                    cause=disk.mode_reason,
+                )
+        else:
+            raise _mismatch(f"{_named(disk)} has no mode")
+
+
+def check_space(disks: Iterable[agent.PlannedDisk], free_bytes: int) -> None:
+    """Refuses what cannot fit: all that will be read, were it all data.
+
+    Raises:
+        SendenseError: REPOSITORY_FULL.
+    """
+    needed = sum(disk.planned_read_bytes for disk in disks) + _OVERHEAD_BYTES
+    if needed > free_bytes:
+        raise SendenseError(
+            Reason.REASON_REPOSITORY_FULL,
+            f"up to {needed} bytes will be written and {free_bytes} are free",
+            remedy="Delete points that are no longer needed, or make the repository larger.",
+        )
+
+
+def _check_unique(plan: agent.BackupPlan) -> None:
+    keys = [disk.key for disk in plan.disks]
+    if len(set(keys)) != len(keys):
+        raise _mismatch(f"device keys occur twice in the plan: {keys}")
+    identities = [disk.disk_object_id for disk in plan.disks if disk.disk_object_id]
+    if len(set(identities)) != len(identities):
+        raise _mismatch(f"disk object IDs occur twice in the plan: {identities}")
+
+
+def _check_incremental(disk: agent.PlannedDisk, before: points.PointDisk | None) -> None:
+    if before is None:
+        raise _mismatch(f"{_named(disk)} is planned as an incremental and has no complete point")
+    if before.capacity_bytes != disk.capacity_bytes:
+        raise _mismatch(
+            f"{_named(disk)} is planned as an incremental, but had {before.capacity_bytes} bytes "
+            f"and has {disk.capacity_bytes}"
+        )
+    if before.disk_object_id != disk.disk_object_id:
+        raise _mismatch(f"{_named(disk)} is {disk.disk_object_id} and was {before.disk_object_id}")
+    if not before.change_id:
+        raise _mismatch(f"{_named(disk)} is planned as an incremental of a point without a change ID")
+
+
+def _named(disk: agent.PlannedDisk) -> str:
+    return f"disk {disk.key} ({disk.label})"
+
+
+def _mismatch(message: str) -> SendenseError:
+    return SendenseError(
+        Reason.REASON_DISK_MISMATCH, message, remedy="Nothing was copied. Look at the log of the agent."
+    )
