@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +59,18 @@ def insert(connection: sa.Connection, job: pb.Job, origin: Origin) -> None:
     _write_parts(connection, job)
 
 
-def write(connection: sa.Connection, job: pb.Job) -> None:
-    """Replaces what is kept of a job."""
-    connection.execute(jobs.update().where(jobs.c.job_id == job.job_id).values(**_columns(job)))
-    _write_parts(connection, job)
+def write(
+    connection: sa.Connection, job: pb.Job, *, expected: Collection[pb.JobState.ValueType] = ACTIVE
+) -> bool:
+    """Replaces what is kept of a job, if it still is in one of the states `expected`. An ended job never changes."""
+    changed = connection.execute(
+        jobs.update()
+        .where(jobs.c.job_id == job.job_id, jobs.c.state.in_(sorted(expected)))
+        .values(**_columns(job))
+    )
+    if changed.rowcount:
+        _write_parts(connection, job)
+    return bool(changed.rowcount)
 
 
 def by_request(connection: sa.Connection, request_id: str) -> pb.Job | None:

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RunBackup with one agent: a conversation that survives its transport."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import grpc
+
+from sendense.agent.v1 import backup_pb2 as pb
+from sendense.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_common import rpc, telemetry
+from sendense_common.errors import SendenseError
+from sendense_hub.clients.sites import Sites
+
+log = logging.getLogger(__name__)
+
+_PAUSE_S = 0.5
+# These statuses are about the request, not about the way to the agent: asking again cannot help.
+_FINAL = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.ABORTED,
+    }
+)
+
+_Stream = grpc.aio.StreamStreamCall[pb.RunBackupRequest, pb.RunBackupResponse]
+
+
+class BackupStream:
+    """Events of one attempt at the agent; rejoins by itself when the connection breaks.
+
+    What was said is said again after a rejoin (exports, commit, cancel): the agent takes repetitions as one.
+    """
+
+    def __init__(self, sites: Sites, site: str, start: pb.BackupStart, *, give_up_after_s: float) -> None:
+        """Args: give_up_after_s: without any answer; the agent cleans up by itself about then."""
+        self._sites = sites
+        self._site = site
+        self._start = start
+        self._give_up_after_s = give_up_after_s
+        self._said: list[pb.RunBackupRequest] = []
+        self._stream: _Stream | None = None
+        self._writing = asyncio.Lock()
+        self.begun = False
+        """Whether the agent may have heard of the job."""
+
+    async def events(self) -> AsyncIterator[pb.RunBackupResponse]:
+        """All events until `done` or `failed`, each numbered one once and in order.
+
+        Raises:
+            SendenseError: the agent refused, or cannot be reached for `give_up_after_s`: TUNNEL_LOST.
+        """
+        loop = asyncio.get_running_loop()
+        heard_at = loop.time()
+        while True:
+            try:
+                async with contextlib.aclosing(self._one_stream()) as stream:
+                    async for event in stream:
+                        heard_at = loop.time()
+                        if event.seq:
+                            if event.seq <= self._start.after_seq:
+                                continue
+                            self._start.after_seq = event.seq
+                        yield event
+                        if event.WhichOneof("event") in {"done", "failed"}:
+                            return
+                why = "the agent ended the stream"
+            except grpc.aio.AioRpcError as error:
+                mine = SendenseError.from_rpc(error, doing=f"backup through site {self._site!r}")
+                if error.code() in _FINAL:
+                    raise mine from error
+                why = mine.message
+            except SendenseError as error:
+                if error.reason != Reason.REASON_SITE_OFFLINE or not self.begun:
+                    raise
+                why = error.message
+            if loop.time() - heard_at > self._give_up_after_s:
+                raise SendenseError(
+                    Reason.REASON_TUNNEL_LOST,
+                    f"the agent of site {self._site!r} could not be reached for "
+                    f"{self._give_up_after_s:.0f} s: {why}",
+                    remedy="Check the site's network and the agent's log; then start the backup again.",
+                    site=self._site,
+                )
+            log.warning("job %s: the stream broke (%s); joining it again", self._start.job_id, why)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def say(self, request: pb.RunBackupRequest) -> None:
+        """Tells the agent, now and after every rejoin."""
+        request.traceparent = telemetry.traceparent()
+        self._said.append(request)
+        await self._write(request)
+
+    async def ack(self, seq: int) -> None:
+        """Events up to `seq` are stored here."""
+        await self._write(pb.RunBackupRequest(ack=pb.AckEvents(seq=seq)))
+
+    async def _one_stream(self) -> AsyncGenerator[pb.RunBackupResponse, None]:
+        async with rpc.connect(self._sites.socket(self._site)) as channel:
+            stream = AgentServiceStub(channel).RunBackup()
+            self._stream = stream
+            try:
+                self.begun = True
+                start = pb.RunBackupRequest(start=self._start, traceparent=telemetry.traceparent())
+                for request in [start, *self._said]:
+                    await self._write(request)
+                while (event := await _read(stream)) is not None:
+                    yield event
+            finally:
+                self._stream = None
+                stream.cancel()
+
+    async def _write(self, request: pb.RunBackupRequest) -> None:
+        """A stream that broke is noticed where it is read; what was said is repeated on the next one."""
+        async with self._writing:
+            if self._stream is None:
+                return
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                try:
+                    await self._stream.write(request)
+                except asyncio.CancelledError:
+                    if _ours():
+                        raise
+
+
+async def _read(stream: _Stream) -> pb.RunBackupResponse | None:
+    """The next event; None at the end.
+
+    A stream that was cancelled below us raises CancelledError here. It must not look like a cancellation of
+    our own task: the engine would leave the job without a runner.
+    """
+    try:
+        event = await stream.read()
+    except asyncio.CancelledError:
+        if _ours():
+            raise
+        return None
+    return event if isinstance(event, pb.RunBackupResponse) else None
+
+
+def _ours() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The jobs as they are at this moment.
+
+What an operator sees is never ahead of the catalog where it matters: a state, phase, disk or warning is
+written before it is shown. Only counters run ahead of it, by a few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import job_pb2 as pb
+from sendense_common.errors import SendenseError
+from sendense_hub.catalog import Catalog, jobs
+from sendense_hub.domain import job_rules
+
+_COUNTERS_EVERY_S = 2.0
+_WATCH_EVERY_S = 0.1
+
+Change = Callable[[pb.Job], None]
+
+
+class LiveJob:
+    """A job that runs in this process."""
+
+    def __init__(self, catalog: Catalog, job: pb.Job) -> None:
+        """Made by `Board.run`."""
+        self._catalog = catalog
+        self._changing = asyncio.Lock()
+        self._news = asyncio.Event()
+        self._written_at = 0.0
+        self.job = job
+        """As it is shown: never changed in place."""
+        self.stop_requested = asyncio.Event()
+        self.stop_cause: SendenseError | None = None
+
+    async def change(self, change: Change) -> None:
+        """Makes a new version, writes it, then shows it.
+
+        Raises:
+            SendenseError: JOB_ENDED; an ended job never changes.
+        """
+        async with self._changing:
+            version = self._next(change)
+            if not await self._catalog.run(lambda connection: jobs.write(connection, version)):
+                raise SendenseError(Reason.REASON_JOB_ENDED, f"job {version.job_id} has ended")
+            self._written_at = asyncio.get_running_loop().time()
+            self._show(version)
+
+    async def count(self, change: Change) -> None:
+        """Shows new counters, and writes them now and then."""
+        if asyncio.get_running_loop().time() - self._written_at >= _COUNTERS_EVERY_S:
+            await self.change(change)
+        else:
+            async with self._changing:
+                self._show(self._next(change))
+
+    def ask_to_stop(self, cause: SendenseError) -> None:
+        """The runner will end the job; the first cause stands."""
+        if not self.stop_requested.is_set():
+            self.stop_cause = cause
+            self.stop_requested.set()
+
+    async def wait_news(self) -> None:
+        """Returns at the next version."""
+        await self._news.wait()
+
+    def tell(self) -> None:
+        """Wakes everybody who waits for news."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def _next(self, change: Change) -> pb.Job:
+        version = pb.Job()
+        version.CopyFrom(self.job)
+        change(version)
+        return version
+
+    def _show(self, version: pb.Job) -> None:
+        self.job = version
+        self.tell()
+
+
+class Board:
+    """All jobs: what runs from memory, the rest from the catalog."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._live: dict[str, LiveJob] = {}
+
+    @contextlib.contextmanager
+    def run(self, job: pb.Job) -> Iterator[LiveJob]:
+        """The job runs here until the block ends."""
+        live = LiveJob(self._catalog, job)
+        self._live[job.job_id] = live
+        try:
+            yield live
+        finally:
+            del self._live[job.job_id]
+            live.tell()  # who watches it looks into the catalog from now on
+
+    def running(self) -> list[LiveJob]:
+        """What runs here."""
+        return list(self._live.values())
+
+    async def get(self, job_id: str) -> pb.Job:
+        """One, by its ID or a unique prefix; JOB_NOT_FOUND."""
+        return self.current(await self._catalog.run(lambda connection: jobs.get(connection, job_id)))
+
+    def current(self, stored: pb.Job) -> pb.Job:
+        """The newest version of a job that was read from the catalog."""
+        live = self._live.get(stored.job_id)
+        return live.job if live else stored
+
+    async def watch(self, job_id: str) -> AsyncIterator[pb.Job]:
+        """The job now and whenever it changes, at most ten times a second; ends when the job has ended."""
+        job = await self.get(job_id)
+        while True:
+            yield job
+            if job.state in job_rules.ENDED:
+                return
+            shown = job
+            await asyncio.sleep(_WATCH_EVERY_S)
+            while (job := await self.get(shown.job_id)) == shown:
+                live = self._live.get(shown.job_id)
+                if live and live.job is job:
+                    await live.wait_news()
+                else:
+                    await asyncio.sleep(_WATCH_EVERY_S)
+
+    async def cancel(self, job_id: str) -> pb.Job:
+        """Asks a job to stop.
+
+        Raises:
+            SendenseError: JOB_ENDED when there is nothing to stop any more.
+        """
+        job = await self.get(job_id)
+        if job.state == pb.JOB_STATE_CANCELLING:
+            return job
+        if not job_rules.may_cancel(job):
+            ended = job.state in job_rules.ENDED
+            raise SendenseError(
+                Reason.REASON_JOB_ENDED,
+                f"job {job.job_id} has ended"
+                if ended
+                else f"the point of job {job.job_id} is being completed",
+                remedy="`sendense job show` has its result. A point is removed with `sendense point delete`.",
+                job=job.job_id,
+            )
+        cause = SendenseError(
+            Reason.REASON_CANCELLED, f"job {job.job_id} was cancelled by an operator", retryable=False
+        )
+        live = self._live.get(job.job_id)
+        if live:
+            live.ask_to_stop(cause)
+            await live.change(_cancelling)
+            return live.job
+        cancelled = pb.Job()
+        cancelled.CopyFrom(job)
+        end(cancelled, pb.JOB_STATE_CANCELLED, cause)
+        if await self._catalog.run(
+            lambda connection: jobs.write(connection, cancelled, expected=[pb.JOB_STATE_QUEUED])
+        ):
+            return cancelled
+        return await self.cancel(job.job_id)  # its turn came at this moment
+
+
+def end(job: pb.Job, state: pb.JobState.ValueType, failure: SendenseError | None = None) -> None:
+    """The job is over."""
+    job.state = state
+    if job.phase != pb.JOB_PHASE_DONE:
+        job.ended_in_phase = job.phase
+    job.phase = pb.JOB_PHASE_DONE
+    job.end_time.GetCurrentTime()
+    if failure is not None:
+        job.failure.CopyFrom(failure.to_failure())
+
+
+def _cancelling(job: pb.Job) -> None:
+    if job_rules.may_cancel(job):
+        job.state = pb.JOB_STATE_CANCELLING
