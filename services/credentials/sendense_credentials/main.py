@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sendense-credentials`: makes the key, and serves."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sendense_common.paths import CredentialsPaths, private_dir, runtime_dir
+from sendense_common.service import run_service
+from sendense_credentials.server import serve
+from sendense_credentials.vault import create_key_file
+
+_EPILOG = """\
+commands:
+  serve       run the service (the default)
+  init-key    make the key that encrypts everything, if there is none; back it up apart from the database
+
+Every option can be given as an environment variable instead: SENDENSE_STATE, SENDENSE_RUN, SENDENSE_KEY_FILE,
+SENDENSE_TELEMETRY_SOCKET. SENDENSE_LOG sets the log level.
+
+sockets in RUN, each for one audience:
+  operator.sock  CredentialService, for the sendense command
+  hub.sock       LeaseService, for the hub
+  agents.sock    RedemptionService, for agents, through the tunnel
+
+example:
+  sendense-credentials init-key --state /var/lib/sendense/credentials
+  sendense-credentials --state /var/lib/sendense/credentials --run /run/sendense/credentials
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="sendense-credentials",
+        description="Keeps vCenter passwords, and opens them only to the agent that holds a lease.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "command", nargs="?", choices=["serve", "init-key"], default="serve", help="(default: serve)"
+    )
+    state = _path_from_environment("SENDENSE_STATE")
+    made.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        default=state,
+        required=state is None,
+        help="what is kept: the database and, unless --key-file says otherwise, the key",
+    )
+    made.add_argument(
+        "--run",
+        type=Path,
+        metavar="DIR",
+        default=_path_from_environment("SENDENSE_RUN"),
+        help="sockets (default: STATE/run, or a short private directory if that path is too long)",
+    )
+    made.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="F",
+        default=_path_from_environment("SENDENSE_KEY_FILE"),
+        help="key-encryption keys (default: STATE/kek.json)",
+    )
+    made.add_argument(
+        "--telemetry-socket",
+        type=Path,
+        metavar="F",
+        default=_path_from_environment("SENDENSE_TELEMETRY_SOCKET"),
+        help="where the hub takes spans (default: none)",
+    )
+    made.add_argument(
+        "--after-loss",
+        action="store_true",
+        help="init-key: make a new key although there is a database; what is in it has to be rotated",
+    )
+    return made
+
+
+def _path_from_environment(name: str) -> Path | None:
+    value = os.environ.get(name)
+    return Path(value) if value else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what the command line says; returns the exit code."""
+    options = parser().parse_args(arguments)
+    state = private_dir(options.state)
+    paths = CredentialsPaths(state, options.run or runtime_dir(state))
+    key_file = options.key_file or paths.key_file
+    if options.command == "init-key":
+        return _init_key(paths, key_file, after_loss=options.after_loss)
+    return run_service(
+        "sendense-credentials",
+        lambda stopping: serve(paths, key_file, stopping),
+        spans_socket=options.telemetry_socket,
+    )
+
+
+def _init_key(paths: CredentialsPaths, key_file: Path, *, after_loss: bool) -> int:
+    if paths.database_file.exists() and not key_file.exists() and not after_loss:
+        sys.stderr.write(
+            f"{paths.database_file} was encrypted under a key that is not at {key_file}.\n"
+            "Restore the key from its backup. If it is lost: init-key --after-loss makes a new one,\n"
+            "and every credential has to be rotated, which is to give it anew.\n"
+        )
+        return 1
+    if create_key_file(key_file):
+        sys.stdout.write(f"made {key_file}: back it up, apart from the database\n")
+    else:
+        sys.stdout.write(f"{key_file} is there already and stays as it is\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
