@@ -42,7 +42,10 @@ class AgentPublicKeys:
         for name, key in (("signing", self.signing), ("sealing", self.sealing)):
             if len(key) != _KEY_BYTES:
                 raise ValueError(f"the {name} key has {len(key)} bytes instead of {_KEY_BYTES}")
-        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(self.sealing))
+        try:
+            X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(self.sealing))
+        except ValueError:
+            raise ValueError("the sealing key is of low order") from None
 
     def verify(self, signature: bytes, message: bytes) -> bool:
         """Whether the agent signed exactly this message."""
