@@ -62,7 +62,7 @@ def insert(connection: sa.Connection, job: pb.Job, origin: Origin) -> None:
 def write(
     connection: sa.Connection, job: pb.Job, *, expected: Collection[pb.JobState.ValueType] = ACTIVE
 ) -> bool:
-    """Replaces what is kept of a job, if it still is in one of the states `expected`. An ended job never changes."""
+    """Replaces what is kept of a job if it is in one of the states `expected`: an ended job never changes."""
     changed = connection.execute(
         jobs.update()
         .where(jobs.c.job_id == job.job_id, jobs.c.state.in_(sorted(expected)))

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a ledger says in the end: later records replace the earlier ones that they overlap."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+
+from sendense_hub.repository.ledger import Record
+
+
+def effective(records: Iterable[Record]) -> list[Record]:
+    """Records sorted by offset, without overlaps.
+
+    Zeroes that are overlapped in part keep their rest. Data that is overlapped in part has no digest that
+    could be checked any more: what is left of it is dropped (writers copy whole records again).
+    """
+    starts: list[int] = []
+    kept: list[Record] = []
+    for record in records:
+        first = bisect_right(starts, record.offset_bytes) - 1
+        if first < 0 or kept[first].end <= record.offset_bytes:
+            first += 1
+        last = bisect_left(starts, record.end, lo=first)
+        rest: list[Record] = []
+        for old in kept[first:last]:
+            if old.sha256:
+                continue
+            if old.offset_bytes < record.offset_bytes:
+                rest.append(Record(old.offset_bytes, record.offset_bytes - old.offset_bytes, b""))
+            if old.end > record.end:
+                rest.append(Record(record.end, old.end - record.end, b""))
+        new = sorted([*rest, record], key=lambda each: each.offset_bytes)
+        kept[first:last] = new
+        starts[first:last] = [each.offset_bytes for each in new]
+    return kept

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports: one qemu-nbd per layer on a unix socket, ready only when it has proved what it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import functools
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_common import process
+from sendense_common.errors import SendenseError
+from sendense_common.paths import private_dir
+from sendense_hub.repository import layers, programs
+
+_READY_WITHIN_S = 15.0
+_ASK_EVERY_S = 0.05
+_STOP_GRACE_S = 10.0
+_STDERR_LINES = 40
+# One more for a person with nbdinfo.
+_SPARE_CONNECTIONS = 1
+
+# Fastest first. Direct I/O and io_uring depend on file system, kernel and container.
+_WAYS: tuple[tuple[str, ...], ...] = (
+    ("--cache=none", "--aio=io_uring"),
+    ("--cache=none", "--aio=native"),
+    ("--cache=writeback", "--aio=threads"),
+)
+_PROBE_BYTES = 1024 * 1024
+
+
+class Export:
+    """A running qemu-nbd; made by `open_export`."""
+
+    def __init__(self, name: str, socket: Path, child: asyncio.subprocess.Process) -> None:
+        self.name = name
+        self.socket = socket
+        self._child = child
+        self._lines: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
+        self._reading = asyncio.create_task(self._read_stderr())
+
+    @property
+    def uri(self) -> str:
+        """For NBD clients on this host."""
+        return f"nbd+unix:///{self.name}?socket={self.socket}"
+
+    @property
+    def exited(self) -> bool:
+        """Whether it has ended by itself, or was stopped."""
+        return self._child.returncode is not None
+
+    @property
+    def stderr_tail(self) -> str:
+        """Its last words."""
+        return "\n".join(self._lines)
+
+    async def stop(self) -> None:
+        """Ends it, and returns when it is proved gone: what it wrote is in the file. Twice is once."""
+        await process.stop(self._child, grace_s=_STOP_GRACE_S)
+        await asyncio.gather(self._reading, return_exceptions=True)
+        self.socket.unlink(missing_ok=True)
+
+    async def _read_stderr(self) -> None:
+        assert self._child.stderr is not None
+        async for line in self._child.stderr:
+            self._lines.append(line.decode(errors="replace").rstrip())
+
+
+async def open_export(
+    layer: Path,
+    name: str,
+    socket: Path,
+    *,
+    capacity_bytes: int,
+    connections: int,
+    read_only: bool = False,
+) -> Export:
+    """Serves a layer; returns when a handshake has shown the right name and size.
+
+    Args:
+        layer: the QCOW2 file.
+        name: of the export.
+        socket: where; replaced if it is there.
+        capacity_bytes: that it must have.
+        connections: clients that may be connected at once, besides one for a person.
+        read_only: whether it can be written.
+
+    Raises:
+        SendenseError: EXPORT_FAILED with qemu-nbd's own words, TOOL_MISSING.
+    """
+    private_dir(socket.parent)
+    way = await _way(layer.parent)
+    return await _serve(
+        layer,
+        name,
+        socket,
+        capacity_bytes,
+        [*way, "--discard=unmap", f"--shared={connections + _SPARE_CONNECTIONS}"]
+        + (["--read-only"] if read_only else []),
+    )
+
+
+async def _serve(layer: Path, name: str, socket: Path, capacity_bytes: int, options: Sequence[str]) -> Export:
+    socket.unlink(missing_ok=True)
+    child = await programs.start(
+        [
+            "qemu-nbd",
+            "--persistent",  # without it, it ends after the first handshake
+            "--format=qcow2",
+            f"--socket={socket}",
+            f"--export-name={name}",
+            *options,
+            str(layer),
+        ]
+    )
+    export = Export(name, socket, child)
+    try:
+        found = await _ask_until_ready(export)
+        if found != capacity_bytes:
+            raise SendenseError(
+                Reason.REASON_DISK_MISMATCH,
+                f"the export {name} has {found} bytes, the disk has {capacity_bytes}",
+            )
+    except BaseException:
+        await export.stop()
+        raise
+    return export
+
+
+async def _ask_until_ready(export: Export) -> int:
+    """The size that a handshake shows."""
+    deadline = asyncio.get_running_loop().time() + _READY_WITHIN_S
+    answer = "no socket"
+    while asyncio.get_running_loop().time() < deadline:
+        if export.socket.exists():
+            asked = await programs.run("nbdinfo", "--json", export.uri)
+            if asked.code == 0:
+                (facts,) = json.loads(asked.output)["exports"]
+                if facts["export-name"] == export.name:
+                    return int(facts["export-size"])
+            answer = asked.errors
+        if export.exited:
+            break
+        await asyncio.sleep(_ASK_EVERY_S)
+    await export.stop()
+    raise SendenseError(
+        Reason.REASON_EXPORT_FAILED,
+        f"qemu-nbd does not serve {export.name}: {export.stderr_tail or answer}",
+        remedy="Look at the words of qemu-nbd above; `sendense doctor` checks what it needs.",
+        export=export.name,
+    )
+
+
+@functools.cache
+def _ways() -> dict[int, Sequence[str]]:
+    """By device: what has been found to work there."""
+    return {}
+
+
+async def _way(directory: Path) -> Sequence[str]:
+    """The fastest way of doing I/O that works in the file system of `directory`."""
+    device = directory.stat().st_dev
+    if device not in _ways():
+        _ways()[device] = await _probe(directory)
+    return _ways()[device]
+
+
+async def _probe(directory: Path) -> Sequence[str]:
+    with tempfile.TemporaryDirectory() as sockets, contextlib.ExitStack() as stack:
+        layer = directory / ".probe.qcow2"
+        stack.callback(layer.unlink, missing_ok=True)
+        layer.unlink(missing_ok=True)
+        await layers.create(layer, _PROBE_BYTES, None)
+        for way in _WAYS[:-1]:
+            try:
+                export = await _serve(layer, "probe", Path(sockets) / "probe.sock", _PROBE_BYTES, way)
+            except SendenseError as error:
+                if error.reason == Reason.REASON_TOOL_MISSING:
+                    raise
+                continue
+            await export.stop()
+            return way
+    return _WAYS[-1]
