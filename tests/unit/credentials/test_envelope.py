@@ -6,6 +6,7 @@ import dataclasses
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -56,14 +57,15 @@ ENVELOPE = enclose(b"a secret", ID, 1, KEYS)
 @pytest.mark.parametrize("position", [0, 11, 12, 19, -17, -16, -1], ids=lambda position: f"byte{position}")
 def test_ff20_a_flipped_byte_of_nonce_text_or_tag_is_noticed(part, position):
     data = getattr(ENVELOPE, part)
-    broken = flipped(data, position % len(data))
-    unreadable(dataclasses.replace(ENVELOPE, **{part: broken}))
+    change: dict[str, Any] = {part: flipped(data, position % len(data))}
+    unreadable(dataclasses.replace(ENVELOPE, **change))
 
 
 @pytest.mark.parametrize("part", ["wrapped_key", "ciphertext"])
 @pytest.mark.parametrize("length", [0, 5, 12, 13, 27])
 def test_ff20_a_cut_off_record_is_noticed(part, length):
-    unreadable(dataclasses.replace(ENVELOPE, **{part: getattr(ENVELOPE, part)[:length]}))
+    change: dict[str, Any] = {part: getattr(ENVELOPE, part)[:length]}
+    unreadable(dataclasses.replace(ENVELOPE, **change))
 
 
 def test_an_envelope_belongs_to_one_version_of_one_credential():
