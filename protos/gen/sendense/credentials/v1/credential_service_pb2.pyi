@@ -70,7 +70,7 @@ class Secret(_message.Message):
     USERNAME_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
     username: _builtins.str
-    """User name, UTF-8, 1 to 256 characters."""
+    """User name, UTF-8, 1 to 256 characters, none of them a control character."""
     password: _builtins.str
     """Password, UTF-8, 1 to 1024 characters, kept exactly."""
     def __init__(
@@ -99,7 +99,7 @@ class StoreCredentialRequest(_message.Message):
     request_id: _builtins.str
     """Client-made UUID: the same ID again returns the first answer."""
     name: _builtins.str
-    """1 to 128 characters."""
+    """1 to 128 printable characters, no blank at either end."""
     @_builtins.property
     def secret(self) -> Global___Secret:
         """The secret to keep."""

@@ -123,7 +123,7 @@ class CredentialServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveAgent(self, request, context):
-        """Forgets an agent; its open leases end.
+        """Forgets an agent; its open leases end. Forgetting what is not known is SITE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

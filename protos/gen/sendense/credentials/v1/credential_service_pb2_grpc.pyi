@@ -35,7 +35,7 @@ class CredentialServiceStub:
     ListAgents: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.ListAgentsRequest, _credential_service_pb2.ListAgentsResponse]
     """Lists the known agents with their key fingerprints."""
     RemoveAgent: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.RemoveAgentRequest, _credential_service_pb2.RemoveAgentResponse]
-    """Forgets an agent; its open leases end."""
+    """Forgets an agent; its open leases end. Forgetting what is not known is SITE_NOT_FOUND."""
 
 class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     """For operators, on the operators' socket: keeps secrets and the public keys of agents.
@@ -100,6 +100,6 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_service_pb2.RemoveAgentRequest,
         context: _aio.ServicerContext[_credential_service_pb2.RemoveAgentRequest, _abc.Awaitable[_credential_service_pb2.RemoveAgentResponse]],
     ) -> _abc.Awaitable[_credential_service_pb2.RemoveAgentResponse]:
-        """Forgets an agent; its open leases end."""
+        """Forgets an agent; its open leases end. Forgetting what is not known is SITE_NOT_FOUND."""
 
 def add_CredentialServiceServicer_to_server(servicer: CredentialServiceServicer, server: _aio.Server) -> None: ...

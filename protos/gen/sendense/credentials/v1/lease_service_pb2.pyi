@@ -35,7 +35,7 @@ class IssueLeaseRequest(_message.Message):
     operation: _operation_pb2.Operation.ValueType
     """For what."""
     subject_id: _builtins.str
-    """The job or request it is for; kept in the log."""
+    """The job or request it is for; kept in the log. At most 128 printable characters."""
     def __init__(
         self,
         *,

@@ -70,7 +70,9 @@ class RedeemLeaseResponse(_message.Message):
 
     SEALED_SECRET_FIELD_NUMBER: _builtins.int
     sealed_secret: _builtins.bytes
-    """HPKE sealed Secret message: encapsulated key and ciphertext. Its `info` binds lease, agent, operation and nonce."""
+    """HPKE sealed Secret message: encapsulated key and ciphertext. Its `info` binds lease (and with it the
+    credential), agent, operation and nonce; padding hides the length (sendense_common/keys/lease_seal.py).
+    """
     def __init__(
         self,
         *,
