@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -170,9 +171,7 @@ def test_a_damaged_database_is_named(short_tmp: Path):
 
 
 async def test_a_database_of_a_newer_version_is_refused_untouched(tmp_path: Path):
-    import sqlite3
-
-    file = tmp_path / "100% credentials.sqlite"
+    file = tmp_path / "credentials.sqlite"
     async with open_catalog(file):
         pass
     with contextlib.closing(sqlite3.connect(file)) as database, database:

@@ -150,7 +150,7 @@ def test_public_keys_travel_as_one_line():
     "line",
     [
         "",
-        "ssh-ed25519 AAAA",
+        AGENT.public.to_line().replace("sendense-agent-keys", "ssh-ed25519"),
         "sendense-agent-keys",
         "sendense-agent-keys ä",
         "sendense-agent-keys AAAA",
