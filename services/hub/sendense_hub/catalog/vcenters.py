@@ -104,6 +104,16 @@ def find_machines(
     ]
 
 
+def machines(connection: sa.Connection, vcenter_name: str) -> list[agent.VirtualMachine]:
+    """What was last seen of one vCenter, by name."""
+    query = (
+        sa.select(virtual_machines.c.facts)
+        .where(virtual_machines.c.vcenter_name == vcenter_name)
+        .order_by(virtual_machines.c.name, virtual_machines.c.instance_uuid)
+    )
+    return [agent.VirtualMachine.FromString(facts) for facts in connection.scalars(query)]
+
+
 def _message(row: sa.Row[tuple[object, ...]]) -> pb.Vcenter:
     vcenter = pb.Vcenter(
         name=row.name,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 
 import grpc
 
@@ -53,7 +53,7 @@ class BackupStream:
         self.begun = False
         """Whether the agent may have heard of the job."""
 
-    async def events(self) -> AsyncIterator[pb.RunBackupResponse]:
+    async def events(self) -> AsyncGenerator[pb.RunBackupResponse, None]:
         """All events until `done` or `failed`, each numbered one once and in order.
 
         Raises:

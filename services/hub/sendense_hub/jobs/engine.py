@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DBOS around the jobs: a durable queue with a limit. It knows no more of a job than its ID.
+
+The workflow is one step of a stable name, so new code never meets the step history of old code; what a job
+is and how far it got is in the catalog alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos._serialization import DBOSPortableJSONSerializer
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_common.errors import SendenseError
+from sendense_hub.jobs.runner import Runner
+from sendense_hub.jobs.workshop import Workshop
+
+_QUEUE = "backups"
+_POLL_S = 0.2
+_STOP_WITHIN_S = 25.0
+
+
+class Engine:
+    """Runs queued jobs, a few at a time."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        """Made by `start`."""
+        self._workshop = workshop
+
+    async def enqueue(self, job_id: str) -> None:
+        """The job runs when its turn comes, also after a restart. Twice is once."""
+        with SetWorkflowID(job_id):
+            await DBOS.enqueue_workflow_async(_QUEUE, _backup_job, job_id)
+
+
+_runner: Runner | None = None
+
+
+@DBOS.step(name="run_job")
+async def _run_job(job_id: str) -> None:
+    assert _runner is not None
+    await _runner.run(job_id)
+
+
+@DBOS.workflow(name="backup_job")
+async def _backup_job(job_id: str) -> None:
+    await _run_job(job_id)
+
+
+@contextlib.asynccontextmanager
+async def start(
+    workshop: Workshop, runner: Runner, database: Path, *, concurrency: int
+) -> AsyncIterator[Engine]:
+    """Runs jobs until the block ends; those that run then are ended with SERVICE_STOPPING first.
+
+    Args:
+        workshop: of this hub.
+        runner: what runs one job.
+        database: DBOS's own SQLite file.
+        concurrency: jobs that run at once.
+    """
+    global _runner  # noqa: PLW0603 - DBOS finds its functions by name, so they cannot be methods of ours
+    _runner = runner
+    config: DBOSConfig = {
+        "name": "sendense-hub",
+        "system_database_url": f"sqlite:///{database}",
+        "application_version": "1",
+        "executor_id": "hub",
+        "log_level": "WARNING",
+        "serializer": DBOSPortableJSONSerializer(),
+    }
+    DBOS(config=config)
+    DBOS.launch()
+    await DBOS.register_queue_async(
+        _QUEUE, concurrency=concurrency, polling_interval_sec=_POLL_S, on_conflict="always_update"
+    )
+    try:
+        yield Engine(workshop)
+    finally:
+        await _stop_jobs(workshop)
+        await asyncio.to_thread(DBOS.destroy)
+        _runner = None
+
+
+async def _stop_jobs(workshop: Workshop) -> None:
+    for live in workshop.board.running():
+        live.ask_to_stop(
+            SendenseError(
+                Reason.REASON_SERVICE_STOPPING,
+                "the hub was stopped while the job ran",
+                remedy="Nothing of it was kept. Start the backup again when the hub runs.",
+                retryable=True,
+            )
+        )
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_STOP_WITHIN_S):
+            while running := workshop.board.running():
+                await running[0].wait_news()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request becomes a job: finds the VM, keeps the job, puts it in the queue."""
+
+from __future__ import annotations
+
+import uuid
+
+import sqlalchemy as sa
+
+from sendense.agent.v1.agent_service_pb2 import VirtualMachine
+from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import backup_service_pb2, vcenter_service_pb2
+from sendense.hub.v1 import job_pb2 as pb
+from sendense_common import telemetry
+from sendense_common.errors import SendenseError
+from sendense_hub.catalog import jobs, vcenters
+from sendense_hub.catalog.jobs import Origin
+from sendense_hub.jobs.board import end
+from sendense_hub.jobs.engine import Engine
+from sendense_hub.jobs.workshop import Workshop
+
+DEFAULT_REPOSITORY = "default"
+Found = list[tuple[str, VirtualMachine]]
+
+
+class Intake:
+    """Accepts backups."""
+
+    def __init__(self, workshop: Workshop, engine: Engine) -> None:
+        self._workshop = workshop
+        self._engine = engine
+
+    async def accept(self, request: backup_service_pb2.StartBackupRequest) -> pb.Job:
+        """The job of a valid request; the same request again gives the same job.
+
+        Raises:
+            SendenseError: see BackupService.StartBackup.
+        """
+        catalog = self._workshop.catalog
+        before = await catalog.run(lambda connection: jobs.by_request(connection, request.request_id))
+        if before is not None:
+            return self._workshop.board.current(before)
+        repository = self._workshop.repository(request.repository_name or DEFAULT_REPOSITORY)
+        job = pb.Job(
+            job_id=str(uuid.uuid4()),
+            state=pb.JOB_STATE_QUEUED,
+            phase=pb.JOB_PHASE_QUEUED,
+            mode=request.mode or pb.BACKUP_MODE_AUTO,
+            quiesce=request.quiesce or pb.QUIESCE_TRY,
+            repository_name=repository.name,
+            trace_id=telemetry.trace_id(),
+        )
+        job.create_time.GetCurrentTime()
+        await self._resolve(job, request.vm, request.vcenter_name)
+        origin = Origin(request.request_id, telemetry.traceparent())
+
+        def keep(connection: sa.Connection) -> pb.Job:
+            twin = jobs.by_request(connection, request.request_id)
+            if twin is None:
+                jobs.insert(connection, job, origin)
+            return twin or job
+
+        kept = await catalog.run(keep)
+        if kept.state == pb.JOB_STATE_QUEUED:
+            await self._engine.enqueue(kept.job_id)
+        return kept
+
+    async def _resolve(self, job: pb.Job, named: str, vcenter_name: str) -> None:
+        """Fills in VM, vCenter and site. A vCenter that had to be asked and refused makes it a failed job."""
+        catalog = self._workshop.catalog
+        if vcenter_name:
+            known = [await catalog.run(lambda connection: vcenters.get(connection, vcenter_name))]
+        else:
+            known = await catalog.run(vcenters.listed)
+        found = await self._find(named, vcenter_name)
+        refusals: list[tuple[vcenter_service_pb2.Vcenter, SendenseError]] = []
+        if not found:
+            for vcenter in known:
+                try:
+                    await self.refresh(vcenter)
+                except SendenseError as error:
+                    refusals.append((vcenter, error))
+            found = await self._find(named, vcenter_name)
+        if len(found) == 1:
+            job.vcenter_name, machine = found[0]
+            job.vm_name, job.vm_instance_uuid = machine.name, machine.instance_uuid
+            job.site_name = next(each.site_name for each in known if each.name == job.vcenter_name)
+        elif found:
+            raise _ambiguous(named, found)
+        elif refusals:
+            vcenter, refusal = refusals[0]
+            job.vcenter_name, job.site_name, job.vm_name = vcenter.name, vcenter.site_name, named
+            refusal.metadata.update(vm=named, vcenter=vcenter.name)
+            job.start_time.GetCurrentTime()
+            end(job, pb.JOB_STATE_FAILED, refusal)
+        else:
+            where = f"vCenter {vcenter_name}" if vcenter_name else "any vCenter"
+            raise SendenseError(
+                Reason.REASON_VM_NOT_FOUND,
+                f"there is no VM {named!r} at {where}",
+                remedy="`sendense vm list` shows them all." if known else "Add a vCenter first.",
+                vm=named,
+            )
+
+    async def refresh(self, vcenter: vcenter_service_pb2.Vcenter) -> None:
+        """Reads the inventory of one vCenter through its site's agent."""
+        identity, machines = await self._workshop.sites.virtual_machines(vcenter)
+
+        def keep(connection: sa.Connection) -> None:
+            vcenters.set_identity(connection, vcenter.name, identity)
+            vcenters.replace_inventory(connection, vcenter.name, machines)
+
+        await self._workshop.catalog.run(keep)
+
+    async def _find(self, named: str, vcenter_name: str) -> Found:
+        return await self._workshop.catalog.run(
+            lambda connection: vcenters.find_machines(connection, named, vcenter_name)
+        )
+
+
+def _ambiguous(named: str, found: Found) -> SendenseError:
+    candidates = ", ".join(
+        f"{machine.name} ({machine.moref}, {machine.instance_uuid}) at {vcenter}"
+        for vcenter, machine in found
+    )
+    return SendenseError(
+        Reason.REASON_VM_AMBIGUOUS,
+        f"{named!r} fits {len(found)} VMs: {candidates}",
+        remedy="Name the vCenter with --vcenter, or give the instance UUID instead of the name.",
+        vm=named,
+        candidates=candidates,
+    )

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots that ended jobs may have left: removed as soon as their site can be asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import NoReturn
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_common.errors import SendenseError
+from sendense_hub.catalog import Catalog, cleanups, vcenters
+from sendense_hub.catalog.cleanups import PendingCleanup
+from sendense_hub.clients.sites import Sites
+
+log = logging.getLogger(__name__)
+
+_EVERY_S = 60.0
+
+
+class SnapshotSweeper:
+    """Asks agents to remove what ended jobs left."""
+
+    def __init__(self, catalog: Catalog, sites: Sites) -> None:
+        self._catalog = catalog
+        self._sites = sites
+        # vSphere refused the password: nobody tries it again by himself, for accounts get locked.
+        self._refused: set[str] = set()
+
+    async def sweep(self, pending: PendingCleanup) -> None:
+        """Removes the snapshot of one job, and forgets about it.
+
+        Raises:
+            SendenseError: it may still be there.
+        """
+        catalog = self._catalog
+        try:
+            vcenter = await catalog.run(lambda connection: vcenters.get(connection, pending.vcenter_name))
+        except SendenseError as error:
+            if error.reason != Reason.REASON_VCENTER_NOT_FOUND:
+                raise
+            log.warning(
+                "vCenter %s was removed; job %s may have left a snapshot of VM %s there",
+                pending.vcenter_name,
+                pending.job_id,
+                pending.vm_name,
+            )
+            await catalog.run(lambda connection: cleanups.done(connection, [pending.job_id]))
+            return
+        try:
+            cleaned = await self._sites.clean_up(
+                vcenter, catalog.hub_id, [(pending.job_id, pending.vm_instance_uuid)]
+            )
+        except SendenseError as error:
+            if error.reason == Reason.REASON_VCENTER_LOGIN_FAILED:
+                self._refused.add(vcenter.credential_id)
+            raise
+        self._refused.discard(vcenter.credential_id)
+        if pending.job_id not in cleaned:
+            raise SendenseError(
+                Reason.REASON_SNAPSHOT_FAILED,
+                f"the snapshot of job {pending.job_id} of VM {pending.vm_name} could not be removed",
+                vm=pending.vm_name,
+            )
+        await catalog.run(lambda connection: cleanups.done(connection, [pending.job_id]))
+
+    async def run(self) -> NoReturn:
+        """Goes on trying what is pending, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            for pending in await self._catalog.run(cleanups.listed):
+                if await self._is_refused(pending):
+                    continue
+                try:
+                    await self.sweep(pending)
+                    log.info("nothing is left of job %s of VM %s", pending.job_id, pending.vm_name)
+                except SendenseError as error:
+                    log.warning("cleaning up after job %s: %s", pending.job_id, error)
+
+    async def _is_refused(self, pending: PendingCleanup) -> bool:
+        known = await self._catalog.run(vcenters.listed)
+        return any(
+            each.name == pending.vcenter_name and each.credential_id in self._refused for each in known
+        )

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PointService."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import point_service_pb2 as pb
+from sendense.hub.v1.point_service_pb2_grpc import PointServiceServicer
+from sendense_common import telemetry
+from sendense_common.errors import SendenseError, invalid
+from sendense_hub.catalog import points
+from sendense_hub.jobs.workshop import Workshop
+from sendense_hub.repository import PointDocument, Repository, delete_point, export_disk, verify_point
+from sendense_hub.rpc import checks
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_FORMATS = {pb.DISK_FORMAT_RAW: "raw", pb.DISK_FORMAT_QCOW2: "qcow2", pb.DISK_FORMAT_VMDK: "vmdk"}
+_PATH_CHARS = 4096
+
+
+class PointService(PointServiceServicer):
+    """Shows, verifies, exports and deletes restore points."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+
+    async def GetPoint(self, request: pb.GetPointRequest, context: _Context) -> pb.GetPointResponse:
+        """See the contract."""
+        return pb.GetPointResponse(point=await self._get(request.point_id))
+
+    async def ListPoints(self, request: pb.ListPointsRequest, context: _Context) -> pb.ListPointsResponse:
+        """See the contract."""
+        limit, after = checks.page_size(request.page_size), checks.page_token(request.page_token)
+        checks.text("vm", request.vm, required=False)
+        checks.text("vcenter_name", request.vcenter_name, required=False)
+        found = await self._workshop.catalog.run(
+            lambda connection: points.listed(
+                connection,
+                vm=request.vm,
+                vcenter_name=request.vcenter_name,
+                limit=limit + 1,
+                after=after,
+            )
+        )
+        answer = pb.ListPointsResponse(points=found[:limit])
+        if len(found) > limit:
+            last = found[limit - 1]
+            answer.next_page_token = checks.make_page_token(
+                last.complete_time.ToMicroseconds(), last.point_id
+            )
+        return answer
+
+    async def VerifyPoint(
+        self, request: pb.VerifyPointRequest, context: _Context
+    ) -> AsyncIterator[pb.VerifyPointResponse]:
+        """See the contract."""
+        async with self._reading(request.point_id) as (repository, document):
+            with telemetry.span("verify point", point=document.point_id):
+                digests, report = [], pb.VerifyPointResponse()
+                run_dir = self._workshop.exports_dir
+                async with contextlib.aclosing(verify_point(repository, document, run_dir)) as reports:
+                    async for now in reports:
+                        if now.sha256:
+                            digests.append(pb.DiskDigest(disk_key=now.disk_key, sha256=now.sha256))
+                        report = pb.VerifyPointResponse(
+                            disk_key=now.disk_key, read_bytes=now.read_bytes, total_bytes=now.total_bytes
+                        )
+                        yield report
+            yield pb.VerifyPointResponse(
+                disk_key=report.disk_key,
+                read_bytes=report.total_bytes,
+                total_bytes=report.total_bytes,
+                done=True,
+                digests=digests,
+            )
+
+    async def ExportDisk(
+        self, request: pb.ExportDiskRequest, context: _Context
+    ) -> AsyncIterator[pb.ExportDiskResponse]:
+        """See the contract."""
+        if request.format not in _FORMATS:
+            raise invalid("format", "must be RAW, QCOW2 or VMDK")
+        output = Path(request.output_path)
+        if len(request.output_path) > _PATH_CHARS or "\0" in request.output_path:
+            raise invalid("output_path", "is not a path")
+        if not output.is_absolute():
+            raise invalid("output_path", "must be an absolute path on the hub's host")
+        if output.resolve().is_relative_to(self._workshop.exports_dir.parent):
+            raise invalid("output_path", "lies in the hub's own directory")
+        async with self._reading(request.point_id) as (repository, document):
+            if output.resolve().is_relative_to(repository.root):
+                raise invalid("output_path", "lies in the repository")
+            with telemetry.span("export disk", point=document.point_id, disk=request.disk_key):
+                percents = export_disk(
+                    repository, document, request.disk_key, _FORMATS[request.format], output
+                )
+                async with contextlib.aclosing(percents):
+                    async for percent in percents:
+                        if percent < 100:
+                            yield pb.ExportDiskResponse(percent=percent)
+            yield pb.ExportDiskResponse(percent=100, done=True, file_bytes=output.stat().st_size)
+
+    async def DeletePoint(self, request: pb.DeletePointRequest, context: _Context) -> pb.DeletePointResponse:
+        """See the contract."""
+        point = await self._get(request.point_id)
+        if point.state == pb.POINT_STATE_WRITING:
+            raise SendenseError(
+                Reason.REASON_POINT_BUSY,
+                f"job {point.job_id} writes point {point.point_id}",
+                remedy="Cancel the job instead.",
+                point=point.point_id,
+            )
+        repository = self._workshop.repository(point.repository_name)
+        catalog = self._workshop.catalog
+        with self._workshop.locks.deleting(point.point_id):
+            point = await self._get(point.point_id)
+            if point.dependant_point_ids:
+                dependants = ", ".join(point.dependant_point_ids)
+                raise SendenseError(
+                    Reason.REASON_POINT_HAS_DEPENDANTS,
+                    f"{len(point.dependant_point_ids)} points are built on {point.point_id}: {dependants}",
+                    remedy="Delete those first, the newest before the oldest.",
+                    point=point.point_id,
+                    dependants=dependants,
+                )
+
+            async def delete() -> int:
+                await catalog.run(lambda connection: points.set_deleting(connection, point.point_id))
+                freed_bytes = await delete_point(repository, point.directory)
+                await catalog.run(lambda connection: points.forget(connection, point.point_id))
+                return freed_bytes
+
+            # A caller that hangs up does not leave it half done.
+            return pb.DeletePointResponse(freed_bytes=await asyncio.shield(delete()))
+
+    async def _get(self, point_id: str) -> pb.RestorePoint:
+        checks.text("point_id", point_id)
+        return await self._workshop.catalog.run(lambda connection: points.get(connection, point_id))
+
+    @contextlib.asynccontextmanager
+    async def _reading(self, point_id: str) -> AsyncIterator[tuple[Repository, PointDocument]]:
+        """A complete point and its chain, which nobody deletes while the block runs."""
+        point = await self._get(point_id)
+        if point.state == pb.POINT_STATE_WRITING:
+            raise SendenseError(
+                Reason.REASON_POINT_INCOMPLETE,
+                f"point {point.point_id} is not complete: job {point.job_id} writes it",
+                point=point.point_id,
+            )
+        repository = self._workshop.repository(point.repository_name)
+        # What is built upon cannot be deleted, so the point itself is all that needs a lock.
+        with self._workshop.locks.reading([point.point_id]):
+            yield repository, await asyncio.to_thread(repository.read_document, point.directory)

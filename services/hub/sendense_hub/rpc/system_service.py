@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SystemService."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from typing import Any
+
+import grpc
+
+from sendense.hub.v1 import system_service_pb2 as pb
+from sendense.hub.v1.system_service_pb2_grpc import SystemServiceServicer
+from sendense_common import rpc
+from sendense_common.errors import SendenseError
+from sendense_common.paths import CredentialsPaths, HubPaths
+from sendense_hub.catalog import cleanups, sites
+from sendense_hub.jobs.workshop import Workshop
+from sendense_hub.repository import programs
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_TOOLS = {
+    "qemu-img": "qemu-utils",
+    "qemu-nbd": "qemu-utils",
+    "nbdinfo": "libnbd-bin",
+    "setpriv": "util-linux",
+}
+_LITTLE_SPACE = 0.1
+_ANSWER_WITHIN_S = 2.0
+
+
+class SystemService(SystemServiceServicer):
+    """What the hub says about itself."""
+
+    def __init__(self, workshop: Workshop, paths: HubPaths, credentials: CredentialsPaths) -> None:
+        self._workshop = workshop
+        self._paths = paths
+        self._credentials = credentials
+
+    async def ListRepositories(
+        self, request: pb.ListRepositoriesRequest, context: _Context
+    ) -> pb.ListRepositoriesResponse:
+        """See the contract."""
+        answer = pb.ListRepositoriesResponse()
+        for name, repository in sorted(self._workshop.repositories.items()):
+            space = repository.space()
+            answer.repositories.add(
+                name=name,
+                path=str(repository.root),
+                free_bytes=space.free_bytes,
+                total_bytes=space.total_bytes,
+            )
+        return answer
+
+    async def Diagnose(self, request: pb.DiagnoseRequest, context: _Context) -> pb.DiagnoseResponse:
+        """See the contract."""
+        checks = [await _tool(name, package) for name, package in _TOOLS.items()]
+        checks.append(await self._credentials_answer())
+        checks.append(self._listener())
+        checks += [self._space(name) for name in sorted(self._workshop.repositories)]
+        checks += await self._sites()
+        checks.append(await self._leftovers())
+        return pb.DiagnoseResponse(checks=checks)
+
+    async def _credentials_answer(self) -> pb.Check:
+        try:
+            await rpc.wait_healthy(
+                self._credentials.hub_socket, timeout_s=_ANSWER_WITHIN_S, what="the credentials service"
+            )
+        except SendenseError as error:
+            return _check("credentials", pb.CHECK_STATUS_ERROR, error.message, "Start it, or read its log.")
+        return _check("credentials", pb.CHECK_STATUS_OK, f"answers at {self._credentials.hub_socket}")
+
+    def _listener(self) -> pb.Check:
+        try:
+            endpoint = self._paths.endpoint_file.read_text().strip()
+        except FileNotFoundError:
+            return _check(
+                "ssh.listener", pb.CHECK_STATUS_ERROR, "no agent can connect", "Read the hub's log."
+            )
+        return _check("ssh.listener", pb.CHECK_STATUS_OK, f"agents dial {endpoint}")
+
+    def _space(self, name: str) -> pb.Check:
+        repository = self._workshop.repositories[name]
+        what = f"repository.{name}"
+        try:
+            space = repository.space()
+        except SendenseError as error:
+            return _check(what, pb.CHECK_STATUS_ERROR, error.message, error.remedy)
+        share = space.free_bytes / space.total_bytes
+        finding = f"{repository.root}: {space.free_bytes / 2**30:.1f} GiB free ({share:.0%})"
+        if share < _LITTLE_SPACE:
+            return _check(what, pb.CHECK_STATUS_WARNING, finding, "Delete old points or add space soon.")
+        return _check(what, pb.CHECK_STATUS_OK, finding)
+
+    async def _sites(self) -> list[pb.Check]:
+        listed = await self._workshop.catalog.run(sites.listed)
+        found = await asyncio.gather(*(self._workshop.sites.look(site.name) for site in listed))
+        checks = []
+        for site, agent in zip(listed, found, strict=True):
+            what = f"site.{site.name}"
+            if agent is None:
+                checks.append(
+                    _check(
+                        what,
+                        pb.CHECK_STATUS_ERROR,
+                        "its agent is not connected",
+                        "Start it, or read its log.",
+                    )
+                )
+                continue
+            checks.append(_check(what, pb.CHECK_STATUS_OK, f"agent {agent.version} is connected"))
+            checks += [
+                _check(f"{what}.{tool}", pb.CHECK_STATUS_ERROR, "is not installed there", f"Install {tool}.")
+                for tool, version in sorted(agent.tools.items())
+                if not version
+            ]
+        return checks
+
+    async def _leftovers(self) -> pb.Check:
+        pending = await self._workshop.catalog.run(cleanups.listed)
+        if not pending:
+            return _check("snapshots", pb.CHECK_STATUS_OK, "no ended job has left one")
+        names = ", ".join(f"{each.vm_name} (job {each.job_id[:8]})" for each in pending)
+        return _check(
+            "snapshots",
+            pb.CHECK_STATUS_WARNING,
+            f"ended jobs may have left one: {names}",
+            "The hub goes on trying; it needs the site connected and the password right.",
+        )
+
+
+async def _tool(name: str, package: str) -> pb.Check:
+    what = f"tool.{name}"
+    if shutil.which(name) is None:
+        return _check(what, pb.CHECK_STATUS_ERROR, "is not installed", f"Install the package {package}.")
+    answer = await programs.run(name, "--version")
+    first = (answer.output.decode(errors="replace").splitlines() or ["?"])[0]
+    return _check(what, pb.CHECK_STATUS_OK, first)
+
+
+def _check(name: str, status: pb.CheckStatus.ValueType, finding: str, remedy: str = "") -> pb.Check:
+    return pb.Check(name=name, status=status, finding=finding, remedy=remedy)

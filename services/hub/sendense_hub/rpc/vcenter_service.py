@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VcenterService."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import grpc
+import sqlalchemy as sa
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import vcenter_service_pb2 as pb
+from sendense.hub.v1.vcenter_service_pb2_grpc import VcenterServiceServicer
+from sendense_common.errors import SendenseError, invalid
+from sendense_hub.catalog import jobs, points, sites, vcenters
+from sendense_hub.domain.job_rules import ACTIVE
+from sendense_hub.domain.times import to_timestamp
+from sendense_hub.jobs.intake import Intake
+from sendense_hub.jobs.workshop import Workshop
+from sendense_hub.rpc import checks
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_HTTPS = 443
+_MANY = 10_000
+
+
+class VcenterService(VcenterServiceServicer):
+    """The vCenters and what is in them."""
+
+    def __init__(self, workshop: Workshop, intake: Intake) -> None:
+        self._workshop = workshop
+        self._intake = intake
+
+    async def AddVcenter(self, request: pb.AddVcenterRequest, context: _Context) -> pb.AddVcenterResponse:
+        """See the contract."""
+        vcenter = request.vcenter
+        checks.name("vcenter.name", vcenter.name)
+        checks.text("vcenter.host", vcenter.host)
+        checks.text("vcenter.credential_id", vcenter.credential_id)
+        vcenter.port = vcenter.port or _HTTPS
+        if not 1 <= vcenter.port <= 65535:
+            raise invalid("vcenter.port", "must be 1 to 65535")
+        _check_trust(vcenter)
+
+        def add(connection: sa.Connection) -> pb.Vcenter:
+            known = [site.name for site in sites.listed(connection)]
+            if not vcenter.site_name:
+                if len(known) != 1:
+                    raise invalid("vcenter.site_name", f"is required: there are {len(known)} sites")
+                vcenter.site_name = known[0]
+            sites.get(connection, vcenter.site_name)
+            return vcenters.add(connection, vcenter)
+
+        return pb.AddVcenterResponse(vcenter=await self._workshop.catalog.run(add))
+
+    async def ListVcenters(
+        self, request: pb.ListVcentersRequest, context: _Context
+    ) -> pb.ListVcentersResponse:
+        """See the contract."""
+        return pb.ListVcentersResponse(vcenters=await self._workshop.catalog.run(vcenters.listed))
+
+    async def TestVcenter(self, request: pb.TestVcenterRequest, context: _Context) -> pb.TestVcenterResponse:
+        """See the contract."""
+        vcenter = await self._get(request.name)
+        found = await self._workshop.sites.test_vcenter(vcenter)
+        await self._workshop.catalog.run(
+            lambda connection: vcenters.set_identity(connection, vcenter.name, found.vcenter_uuid)
+        )
+        return pb.TestVcenterResponse(instance_uuid=found.vcenter_uuid, full_name=found.full_name)
+
+    async def RemoveVcenter(
+        self, request: pb.RemoveVcenterRequest, context: _Context
+    ) -> pb.RemoveVcenterResponse:
+        """See the contract."""
+
+        def remove(connection: sa.Connection) -> pb.Vcenter:
+            vcenter = vcenters.get(connection, request.name)
+            running = jobs.listed(connection, states=sorted(ACTIVE), limit=_MANY)
+            using = [job.job_id for job in running if job.vcenter_name == vcenter.name]
+            if using:
+                raise SendenseError(
+                    Reason.REASON_VCENTER_IN_USE,
+                    f"vCenter {vcenter.name!r} has jobs that have not ended: {', '.join(using)}",
+                    remedy="Wait for them, or cancel them.",
+                    vcenter=vcenter.name,
+                )
+            return vcenters.remove(connection, vcenter.name)
+
+        checks.text("name", request.name)
+        removed = await self._workshop.catalog.run(remove)
+        return pb.RemoveVcenterResponse(credential_id=removed.credential_id)
+
+    async def ListVirtualMachines(
+        self, request: pb.ListVirtualMachinesRequest, context: _Context
+    ) -> pb.ListVirtualMachinesResponse:
+        """See the contract."""
+        catalog = self._workshop.catalog
+        if request.vcenter_name:
+            wanted = [await self._get(request.vcenter_name)]
+        else:
+            wanted = await catalog.run(vcenters.listed)
+        for vcenter in wanted:
+            await self._intake.refresh(vcenter)
+        newest = await catalog.run(points.newest_by_machine)
+        answer = pb.ListVirtualMachinesResponse()
+        for vcenter in await catalog.run(vcenters.listed):
+            if vcenter.name not in {each.name for each in wanted}:
+                continue
+            name = vcenter.name
+            machines = await catalog.run(lambda connection, name=name: vcenters.machines(connection, name))  # type: ignore[misc]
+            for machine in machines:
+                moment_us = newest.get((vcenter.instance_uuid, machine.instance_uuid))
+                answer.virtual_machines.add(
+                    vcenter_name=name,
+                    instance_uuid=machine.instance_uuid,
+                    moref=machine.moref,
+                    name=machine.name,
+                    folder=machine.folder,
+                    power_state=machine.power_state,
+                    host=machine.host,
+                    guest=machine.guest,
+                    changed_block_tracking=machine.changed_block_tracking,
+                    disks=[
+                        pb.ListedDisk(
+                            key=disk.key,
+                            label=disk.label,
+                            capacity_bytes=disk.capacity_bytes,
+                            unprotectable_reason=disk.unprotectable_reason,
+                        )
+                        for disk in machine.disks
+                    ],
+                    last_point_time=to_timestamp(moment_us),
+                )
+        return answer
+
+    async def _get(self, name: str) -> pb.Vcenter:
+        checks.text("name", name)
+        return await self._workshop.catalog.run(lambda connection: vcenters.get(connection, name))
+
+
+def _check_trust(vcenter: pb.Vcenter) -> None:
+    match vcenter.WhichOneof("trust"):
+        case "ca_pem":
+            try:
+                ssl.create_default_context(cadata=vcenter.ca_pem)
+            except (ssl.SSLError, ValueError) as error:
+                raise invalid("vcenter.ca_pem", f"holds no certificate in PEM format: {error}") from None
+        case "certificate_sha256":
+            if len(vcenter.certificate_sha256) != 32:
+                raise invalid("vcenter.certificate_sha256", "must be 32 bytes")
+        case _:
+            raise invalid(
+                "vcenter.trust",
+                "is required: a CA or the certificate's SHA-256",
+                remedy="There is no way to trust a vCenter unseen.",
+            )
