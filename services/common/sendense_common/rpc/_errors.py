@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -77,6 +78,8 @@ def _guard_stream(behaviour: Any, method: str) -> Any:
         try:
             async for response in behaviour(request, context):
                 yield response
+        except asyncio.CancelledError:
+            return  # the caller hung up or the server stops; gRPC would log it as a defect
         except SendenseError as error:
             await _abort(context, error, method)
         except (grpc.aio.AbortError, grpc.aio.BaseError):

@@ -86,7 +86,9 @@ async def serve(
         sweeper = SnapshotSweeper(catalog, sites)
         # What gateways and agents need while jobs end is served longer than what operators use.
         await stack.enter_async_context(
-            rpc.serve(paths.authorization_socket, [_authorization(workshop, paths, credentials)])
+            rpc.serve(
+                paths.authorization_socket, [_authorization(workshop, paths, credentials)], stop_grace_s=0.2
+            )
         )
         await stack.enter_async_context(rpc.serve(paths.telemetry_socket, [_span_intake(catalog)]))
         stack.push_async_callback(asyncio.to_thread, telemetry.flush)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
@@ -84,6 +85,8 @@ async def start(
     finally:
         await _stop_jobs(workshop)
         await asyncio.to_thread(DBOS.destroy)
+        # DBOS puts an executor of its own into the loop and shuts it down with itself.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
         _runner = None
 
 
