@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sendense-lab`: things to test and demonstrate Sendense with."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sendense_lab.vcenter.certificates import make_certificates
+from sendense_lab.vcenter.control import ControlServer
+from sendense_lab.vcenter.server import Vcenter
+from sendense_lab.vcenter.web import WebServer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Things to test and demonstrate Sendense with. Nothing here is for production.",
+)
+
+
+@app.callback()
+def lab() -> None:
+    """Sendense's lab."""
+
+
+@app.command()
+def vcenter(
+    state: Annotated[Path, typer.Option(help="Directory for everything it keeps; emptied of old sockets.")],
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT of its HTTPS; port 0 takes a free one.")
+    ] = "127.0.0.1:0",
+    username: Annotated[str, typer.Option(help="The only user.")] = "administrator@vsphere.local",
+    password_file: Annotated[
+        Path | None, typer.Option(help="File with the user's password, taken byte for byte.")
+    ] = None,
+    expired: Annotated[bool, typer.Option(help="Show a certificate that has expired.")] = False,
+) -> None:
+    """Runs a simulated vCenter until it is told to stop.
+
+    It speaks vSphere's SOAP API over TLS (log in with any client, as pyvmomi or govc), keeps disks as sparse
+    files, tracks changed blocks, takes snapshots and serves the datastore's files at /folder. In STATE it
+    writes `ca.pem` (whom to trust), `endpoint` (HOST:PORT) and `control.sock` (lines of JSON: add VMs, write
+    as a guest, inject faults; see services/lab/README.md). Prints "ready" when it serves.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s lab %(message)s")
+    state.mkdir(parents=True, exist_ok=True)
+    host, _, port = listen.rpartition(":")
+    password = password_file.read_text(encoding="utf-8") if password_file else "correct horse"
+    _, certificate, key = make_certificates(state, valid_days=-1 if expired else 365)
+    simulated = Vcenter(state / "datastore", username, password)
+    web = WebServer(simulated, host, int(port), certificate, key)
+    control = ControlServer(state / "control.sock", simulated)
+    (state / "endpoint").write_text(f"{host}:{web.server_address[1]}\n")
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    for server in (web, control):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    typer.echo(f"ready: https://{host}:{web.server_address[1]}/sdk user {username}")
+    sys.stdout.flush()
+    stopping.wait()
+    for server in (web, control):
+        server.shutdown()
+        server.server_close()
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults on order: which call, from which time on, how often."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+
+@dataclass
+class PlannedFault:
+    """One order."""
+
+    operation: str
+    """Method of the API ("CreateSnapshot_Task"), or "GET /folder"."""
+    fault: str
+    """Type ("vim.fault.TaskInProgress"); for "GET /folder": "401", "500", "drop"."""
+    message: str = ""
+    at_call: int = 1
+    """Number of the call, from the order on, that is the first to fail."""
+    times: int = 1
+    """How many calls fail."""
+
+
+class FaultPlan:
+    """All orders."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._planned: list[PlannedFault] = []
+
+    def add(self, planned: PlannedFault) -> None:
+        """From now on."""
+        with self._lock:
+            self._planned.append(planned)
+
+    def clear(self) -> None:
+        """No more."""
+        with self._lock:
+            self._planned.clear()
+
+    def due(self, operation: str) -> PlannedFault | None:
+        """What this call of `operation` fails with, if it does."""
+        with self._lock:
+            for planned in self._planned:
+                if planned.operation != operation:
+                    continue
+                planned.at_call -= 1
+                if planned.at_call <= 0 and planned.times > 0:
+                    planned.times -= 1
+                    return planned
+        return None

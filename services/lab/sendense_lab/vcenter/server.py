@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vCenter: sessions, the fixed objects of its API, and how a call is answered."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pyVmomi import vim, vmodl
+
+from sendense_lab.vcenter.faults import FaultPlan
+from sendense_lab.vcenter.inventory import Datacenter
+from sendense_lab.vcenter.objects import ManagedObject, Registry
+from sendense_lab.vcenter.property_collector import PropertyCollector
+from sendense_lab.vcenter.soap import VERSION_ID, fault, now, parse_request, render, render_fault
+
+log = logging.getLogger(__name__)
+
+_WITHOUT_LOGIN = {"RetrieveServiceContent", "Login", "CurrentTime"}
+_LOGIN_FAILED = "Cannot complete login due to an incorrect user name or password."
+
+
+class Caller:
+    """Who calls: the session of one request, and a cookie to set."""
+
+    def __init__(self, session: str) -> None:
+        self.session = session
+        self.new_session = ""
+
+
+class Vcenter:
+    """One simulated vCenter."""
+
+    def __init__(self, files: Path, username: str, password: str) -> None:
+        """Args: files: what is on its datastore."""
+        self.registry = Registry()
+        self.faults = FaultPlan()
+        self.username, self.password = username, password
+        self.sessions: dict[str, Any] = {}
+        self.lock_after: int | None = 5
+        """Wrong passwords in a row until the account is locked, as with single sign-on; None: never."""
+        self.counters: collections.Counter[str] = collections.Counter()
+        self._wrong_in_a_row = 0
+        self._counting = threading.Lock()
+        self.datacenter = Datacenter(self.registry, files)
+        self.instance_uuid = str(uuid.uuid4())
+        self._content = self._make_fixed_objects()
+
+    def count(self, what: str, by: int = 1) -> None:
+        """Adds to a counter."""
+        with self._counting:
+            self.counters[what] += by
+
+    def knows(self, session: str) -> bool:
+        """Whether a session cookie is good."""
+        return session in self.sessions
+
+    def call(self, caller: Caller, body: bytes) -> tuple[int, bytes]:
+        """(HTTP status, body) of one request to /sdk."""
+        try:
+            method, reference, arguments = parse_request(body)
+            self.count(f"call {method}")
+            moid = reference._moId  # noqa: SLF001
+            public = method in _WITHOUT_LOGIN or moid == "ServiceInstance"
+            if not public and not self.knows(caller.session):
+                raise vim.fault.NotAuthenticated(
+                    object=reference, privilegeId="System.View", msg="The session is not authenticated."
+                )
+            planned = self.faults.due(method)
+            if planned is not None:
+                raise fault(planned.fault, planned.message or "Injected by the lab.")
+            return 200, render(method, self._answer(caller, method, reference, arguments))
+        except vmodl.MethodFault as error:
+            return 500, render_fault(error)
+        except Exception as error:
+            log.exception("defect of the simulated vCenter")
+            return 500, render_fault(fault("vmodl.fault.SystemError", f"A general system error: {error!r}"))
+
+    def _answer(self, caller: Caller, method: str, reference: Any, arguments: dict[str, Any]) -> Any:
+        item = self.registry.find(reference)
+        if method == "Fetch":
+            with self.registry.lock:
+                return item.get(arguments["prop"])
+        function = getattr(item, method, None)
+        if function is None:
+            raise vmodl.fault.MethodNotFound(
+                receiver=reference, method=method, msg=f"The lab does not implement {method}"
+            )
+        if method.startswith("WaitForUpdates"):
+            return function(caller, **arguments)
+        with self.registry.lock:
+            return function(caller, **arguments)
+
+    def _make_fixed_objects(self) -> Any:
+        registry = self.registry
+        collector = PropertyCollector(registry, "propertyCollector")
+        sessions = _SessionManager(self)
+        views = _ViewManager(registry, vim.view.ViewManager, "ViewManager")
+        search = _SearchIndex(self)
+        privileges = _AuthorizationManager(registry, vim.AuthorizationManager, "AuthorizationManager")
+        about = vim.AboutInfo(
+            name="VMware vCenter Server",
+            fullName="VMware vCenter Server 8.0.3 (simulated by sendense-lab)",
+            vendor="VMware, Inc.",
+            version="8.0.3",
+            build="0",
+            osType="linux-x64",
+            productLineId="vpx",
+            apiType="VirtualCenter",
+            apiVersion=VERSION_ID,
+            instanceUuid=self.instance_uuid,
+        )
+        content = vim.ServiceInstanceContent(
+            rootFolder=self.datacenter.root.reference,
+            propertyCollector=collector.reference,
+            sessionManager=sessions.reference,
+            viewManager=views.reference,
+            searchIndex=search.reference,
+            authorizationManager=privileges.reference,
+            about=about,
+        )
+        service = _ServiceInstance(
+            registry, vim.ServiceInstance, "ServiceInstance", content=content, serverClock=now
+        )
+        service.content = content
+        return content
+
+    def login(self, username: str, password: str) -> str:
+        """A new session; InvalidLogin."""
+        self.count("logins")
+        locked = self.lock_after is not None and self._wrong_in_a_row >= self.lock_after
+        if locked or (username, password) != (self.username, self.password):
+            self._wrong_in_a_row += 1
+            self.count("logins refused")
+            raise vim.fault.InvalidLogin(msg=_LOGIN_FAILED)
+        self._wrong_in_a_row = 0
+        key = str(uuid.uuid4())
+        self.sessions[key] = vim.UserSession(
+            key=key,
+            userName=username,
+            fullName=username,
+            loginTime=now(),
+            lastActiveTime=now(),
+            locale="en",
+            messageLocale="en",
+        )
+        return key
+
+    def unlock(self) -> None:
+        """An administrator unlocked the account."""
+        self._wrong_in_a_row = 0
+
+
+class _ServiceInstance(ManagedObject):
+    content: Any = None
+
+    def RetrieveServiceContent(self, caller: Caller) -> Any:
+        return self.content
+
+    def CurrentTime(self, caller: Caller) -> Any:
+        return now()
+
+
+class _SessionManager(ManagedObject):
+    def __init__(self, vcenter: Vcenter) -> None:
+        super().__init__(vcenter.registry, vim.SessionManager, "SessionManager")
+        self._vcenter = vcenter
+
+    def Login(self, caller: Caller, userName: str, password: str, locale: str) -> Any:
+        caller.new_session = self._vcenter.login(userName, password)
+        return self._vcenter.sessions[caller.new_session]
+
+    def Logout(self, caller: Caller) -> None:
+        self._vcenter.sessions.pop(caller.session, None)
+
+    def SessionIsActive(self, caller: Caller, sessionID: str, userName: str) -> bool:
+        return self._vcenter.knows(sessionID)
+
+
+class _ViewManager(ManagedObject):
+    def CreateContainerView(self, caller: Caller, container: Any, type: Any, recursive: bool) -> Any:
+        view = _ContainerView(
+            self.registry,
+            vim.view.ContainerView,
+            f"view-{self.registry.number()}",
+            container=container,
+            type=type,
+            recursive=recursive,
+        )
+        kinds = tuple(type) if type else (vim.ManagedEntity,)
+        view.properties["view"] = lambda: [
+            each.reference
+            for each in list(self.registry.objects.values())
+            if issubclass(each.kind, vim.ManagedEntity) and issubclass(each.kind, kinds)
+        ]
+        return view.reference
+
+
+class _ContainerView(ManagedObject):
+    def DestroyView(self, caller: Caller) -> None:
+        self.remove()
+
+
+class _SearchIndex(ManagedObject):
+    def __init__(self, vcenter: Vcenter) -> None:
+        super().__init__(vcenter.registry, vim.SearchIndex, "SearchIndex")
+        self._vcenter = vcenter
+
+    def FindByUuid(
+        self,
+        caller: Caller,
+        datacenter: Any,
+        uuid: str,
+        vmSearch: bool,
+        instanceUuid: bool,
+    ) -> Any:
+        for machine in self._vcenter.datacenter.machines:
+            if uuid == (machine.instance_uuid if instanceUuid else machine.bios_uuid):
+                return machine.reference
+        return None
+
+
+class _AuthorizationManager(ManagedObject):
+    def HasPrivilegeOnEntity(self, caller: Caller, entity: Any, sessionId: str, privId: Any) -> Any:
+        return [True] * len(privId)
