@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m sendense_agent.datapath.mover READ_FD ZERO_FD`: takes an order on stdin, tells on stdout.
+
+Input: one line of JSON, the order; then lines as {"limit": bytes per second}; its end ends the process.
+Output: framed RunBackupResponse messages with progress, checkpoint, and at last disk_done or failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import threading
+
+from sendense.agent.v1 import backup_pb2 as pb
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.datapath import framing
+from sendense_agent.datapath.mover.engine import CopyEngine
+from sendense_agent.datapath.order import CopyOrder
+from sendense_agent.domain.extents import Extents
+from sendense_common import telemetry
+from sendense_common.errors import SendenseError
+from sendense_common.service import configure_logging
+from sendense_common.tunnel import Forward, Tunnel, dial, tune_malloc
+
+_SERVICE = "sendense-agent"
+
+
+def main() -> int:
+    """Copies one disk; the exit code is 1 after a failure, which was told."""
+    configure_logging()
+    tune_malloc()
+    read, zero = (Extents.from_bytes(_read_all(int(number))) for number in sys.argv[1:3])
+    order = CopyOrder.from_json(sys.stdin.buffer.readline(), read, zero)
+    telemetry.configure(_SERVICE, spans_socket=order.telemetry_socket)
+    failed = False
+    try:
+        with (
+            telemetry.continue_from(order.traceparent),
+            telemetry.span(
+                f"copy {order.label}", disk=order.disk_key, read=read.total_bytes, zero=zero.total_bytes
+            ) as span,
+        ):
+            engine_facts = asyncio.run(_copy(order))
+            for name, value in engine_facts.items():
+                span.set_attribute(name, value)
+    except SendenseError as error:
+        failed = True
+        _tell(pb.RunBackupResponse(failed=pb.BackupFailed(failure=error.to_failure())))
+    telemetry.shutdown()
+    return int(failed)
+
+
+async def _copy(order: CopyOrder) -> dict[str, int]:
+    async with dial(order.tunnel) as tunnel:
+        async with tunnel.forward(f"nbd/{order.export_name}", order.local_socket) as forward:
+            engine = CopyEngine(order, _tell, tunnel.wire_bytes_sent)
+            threading.Thread(target=_take_commands, args=(engine,), daemon=True).start()
+            try:
+                await asyncio.to_thread(engine.run)
+            except SendenseError as error:
+                raise _cause(error, tunnel, forward) from error
+        return {"wire_bytes": tunnel.wire_bytes_sent()}
+
+
+def _cause(error: SendenseError, tunnel: Tunnel, forward: Forward) -> SendenseError:
+    """A target that went away may be the tunnel's doing."""
+    if error.reason != Reason.REASON_TARGET_WRITE_FAILED:
+        return error
+    if forward.refusal is not None:
+        return forward.refusal
+    if tunnel.closed:
+        return SendenseError(
+            Reason.REASON_TUNNEL_LOST,
+            f"{error.message} (the connection to the hub was lost)",
+            remedy="Check the network path to the hub.",
+            disk=error.metadata.get("disk"),
+        )
+    return error
+
+
+def _take_commands(engine: CopyEngine) -> None:
+    for line in sys.stdin.buffer:
+        engine.limit(int(json.loads(line)["limit"]))
+    os._exit(1)  # whoever ordered the copy is gone
+
+
+_telling = threading.Lock()
+
+
+def _tell(event: pb.RunBackupResponse) -> None:
+    with _telling, contextlib.suppress(BrokenPipeError):
+        sys.stdout.buffer.write(framing.frame(event))
+        sys.stdout.buffer.flush()
+
+
+def _read_all(descriptor: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The copy itself: many requests in flight, none of whose outcomes goes unread.
+
+A buffer is written only after its read has completed without an error; the first error of any request ends
+the copy. A checkpoint holds the pieces whose writes were acknowledged before its flush was sent, and is given
+out when the flush has been acknowledged.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import hashlib
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+import nbd
+
+from sendense.agent.v1 import backup_pb2 as pb
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.datapath.mover import pieces
+from sendense_agent.datapath.order import CopyOrder
+from sendense_common.errors import SendenseError
+
+_POLL_MS = 100
+_PROGRESS_EVERY_S = 0.25
+_MOST_RECORDS = 20_000
+
+Read = tuple[int, int]
+Tell = Callable[[pb.RunBackupResponse], None]
+
+
+class CopyEngine:
+    """Copies one disk, in the thread that calls `run`."""
+
+    def __init__(self, order: CopyOrder, tell: Tell, wire_bytes: Callable[[], int]) -> None:
+        """Args: tell: takes events; wire_bytes: sent on the network so far."""
+        self._order = order
+        self._tell = tell
+        self._wire_bytes = wire_bytes
+        self._progress = pb.DiskProgress(disk_key=order.disk_key)
+        self._told_at = 0.0
+        self._failure: SendenseError | None = None
+        self._buffers = [
+            bytearray(pieces.PIECE_BYTES) for _ in range(order.in_flight_bytes // pieces.PIECE_BYTES)
+        ]
+        self._in_flight = 0
+        self._arrived: collections.deque[tuple[bytearray, int, int]] = collections.deque()
+        self._acked: list[pb.LedgerRecord] = []
+        self._acked_bytes = 0
+        self._flushing: list[pb.LedgerRecord] | None = None
+        self._flushes_left = 0
+        self._flushed_at = time.monotonic()
+        self._next_target = 0
+        self._allowance = Allowance()
+        self._source: nbd.NBD
+        self._targets: list[nbd.NBD] = []
+
+    def limit(self, bytes_per_second: int) -> None:
+        """May be called from another thread; 0 is no limit."""
+        self._allowance.set(bytes_per_second)
+
+    def run(self) -> None:
+        """Copies everything, flushes, and tells that the disk is done.
+
+        Raises:
+            SendenseError: SOURCE_READ_FAILED, TARGET_WRITE_FAILED, DISK_MISMATCH.
+        """
+        began = time.monotonic()
+        order = self._order
+        self._source = self._connect(
+            str(order.source.socket), order.source.export_name, Reason.REASON_SOURCE_READ_FAILED
+        )
+        self._targets = [
+            self._connect(str(order.local_socket), order.export_name, Reason.REASON_TARGET_WRITE_FAILED)
+            for _ in range(order.connections)
+        ]
+        self._flushed_at = time.monotonic()
+        self._copy(pieces.zeroes(order.zero), pieces.reads(order.read))
+        self._tell_progress(final=True)
+        done = pb.DiskDone(progress=self._progress)
+        done.duration.FromNanoseconds(int((time.monotonic() - began) * 1e9))
+        self._tell(pb.RunBackupResponse(disk_done=done))
+        for handle in (self._source, *self._targets):
+            handle.shutdown()
+
+    def _connect(self, socket: str, export_name: str, reason: Reason.ValueType) -> nbd.NBD:
+        handle = nbd.NBD()
+        handle.set_export_name(export_name)
+        try:
+            handle.connect_unix(socket)
+        except nbd.Error as error:
+            raise self._error(reason, "cannot be opened", error.string) from error
+        size = handle.get_size()
+        if size != self._order.capacity_bytes:
+            raise SendenseError(
+                Reason.REASON_DISK_MISMATCH,
+                f"{self._order.label} has {self._order.capacity_bytes} bytes, but {socket} shows {size}",
+                disk=self._order.disk_key,
+            )
+        return handle
+
+    def _copy(self, zeroes: Iterator[Read], reads: Iterator[Read]) -> None:
+        todo = chain(
+            ((offset, length, True) for offset, length in zeroes), ((*each, False) for each in reads)
+        )
+        item = next(todo, None)
+        while (
+            item is not None or self._in_flight or self._arrived or self._acked or self._flushing is not None
+        ):
+            while item is not None and self._may_submit(item):
+                offset, length, zero = item
+                if zero:
+                    self._zero(offset, length)
+                else:
+                    self._read(offset, length)
+                item = next(todo, None)
+            while self._arrived:
+                self._take(*self._arrived.popleft())
+            copied = item is None and not self._in_flight
+            if self._flushing is None and self._acked and (copied or self._checkpoint_due()):
+                self._flush()
+            self._poll()
+            self._tell_progress()
+            if self._failure is not None:
+                raise self._failure
+
+    # --- requests ---
+
+    def _may_submit(self, item: tuple[int, int, bool]) -> bool:
+        if item[2]:
+            return self._in_flight < len(self._buffers) + len(self._targets)
+        return bool(self._buffers) and self._allowance.take(item[1])
+
+    def _read(self, offset: int, length: int) -> None:
+        buffer = self._buffers.pop()
+        into = buffer if length == len(buffer) else bytearray(length)
+
+        def completed(error: nbd.ctypes.c_int) -> int:
+            self._in_flight -= 1
+            if error.value:
+                self._fail(Reason.REASON_SOURCE_READ_FAILED, f"cannot be read at byte {offset}", error.value)
+            else:
+                self._progress.read_bytes += length
+                self._arrived.append((into, offset, length))
+            return 1
+
+        self._in_flight += 1
+        self._submit(
+            lambda: self._source.aio_pread(into, offset, completed), Reason.REASON_SOURCE_READ_FAILED, offset
+        )
+
+    def _take(self, buffer: bytearray, offset: int, length: int) -> None:
+        """What was read without an error: writes what is data, and zeroes where they must be written."""
+        view = memoryview(buffer)[:length]
+        parts = list(pieces.runs(view, offset))
+        pending = len(parts)
+
+        def finished() -> None:
+            nonlocal pending
+            pending -= 1
+            if not pending:
+                self._buffers.append(
+                    buffer if len(buffer) == pieces.PIECE_BYTES else bytearray(pieces.PIECE_BYTES)
+                )
+
+        for start, size, zero in parts:
+            if not zero:
+                data = view[start : start + size]
+                self._write(data, offset + start, finished)
+            elif self._order.write_zeroes:
+                self._zero(offset + start, size, finished)
+            else:
+                self._progress.zero_bytes += size
+                self._acknowledge(pb.LedgerRecord(offset_bytes=offset + start, length_bytes=size))
+                finished()
+
+    def _write(self, data: memoryview, offset: int, finished: Callable[[], None]) -> None:
+        digest = hashlib.sha256(data).digest()
+        record = pb.LedgerRecord(offset_bytes=offset, length_bytes=len(data), sha256=digest)
+
+        def completed(error: nbd.ctypes.c_int) -> int:
+            self._in_flight -= 1
+            if error.value:
+                self._fail(
+                    Reason.REASON_TARGET_WRITE_FAILED, f"cannot be written at byte {offset}", error.value
+                )
+            else:
+                self._progress.copied_bytes += record.length_bytes
+                self._acknowledge(record)
+            finished()
+            return 1
+
+        target = self._target()
+        self._in_flight += 1
+        self._submit(
+            lambda: target.aio_pwrite(data, offset, completed), Reason.REASON_TARGET_WRITE_FAILED, offset
+        )
+
+    def _zero(self, offset: int, length: int, finished: Callable[[], None] = lambda: None) -> None:
+        record = pb.LedgerRecord(offset_bytes=offset, length_bytes=length)
+
+        def completed(error: nbd.ctypes.c_int) -> int:
+            self._in_flight -= 1
+            if error.value:
+                self._fail(
+                    Reason.REASON_TARGET_WRITE_FAILED, f"cannot be zeroed at byte {offset}", error.value
+                )
+            else:
+                self._progress.zero_bytes += length
+                self._acknowledge(record)
+            finished()
+            return 1
+
+        target = self._target()
+        self._in_flight += 1
+        self._submit(
+            lambda: target.aio_zero(length, offset, completed), Reason.REASON_TARGET_WRITE_FAILED, offset
+        )
+
+    def _flush(self) -> None:
+        """All that is acknowledged by now belongs to this checkpoint, nothing that comes later does."""
+        self._flushing, self._acked = self._acked, []
+        self._acked_bytes = 0
+        self._flushes_left = len(self._targets)
+
+        def completed(error: nbd.ctypes.c_int) -> int:
+            self._in_flight -= 1
+            self._flushes_left -= 1
+            if error.value:
+                self._fail(Reason.REASON_TARGET_WRITE_FAILED, "cannot be flushed", error.value)
+            elif not self._flushes_left and self._failure is None:
+                self._tell_checkpoint()
+            return 1
+
+        for target in self._targets:
+            self._in_flight += 1
+            self._submit(functools.partial(target.aio_flush, completed), Reason.REASON_TARGET_WRITE_FAILED, 0)
+
+    def _submit(self, request: Callable[[], object], reason: Reason.ValueType, offset: int) -> None:
+        """A request that cannot even be sent is a failure like any other."""
+        try:
+            request()
+        except nbd.Error as error:
+            self._in_flight -= 1
+            self._keep(self._error(reason, f"request at byte {offset} cannot be sent", error.string))
+
+    def _target(self) -> nbd.NBD:
+        self._next_target = (self._next_target + 1) % len(self._targets)
+        return self._targets[self._next_target]
+
+    # --- outcomes ---
+
+    def _acknowledge(self, record: pb.LedgerRecord) -> None:
+        if self._acked and not record.sha256 and not self._acked[-1].sha256:
+            last = self._acked[-1]
+            if last.offset_bytes + last.length_bytes == record.offset_bytes:
+                last.length_bytes += record.length_bytes
+                return
+        self._acked.append(record)
+        self._acked_bytes += record.length_bytes if record.sha256 else 0
+
+    def _checkpoint_due(self) -> bool:
+        return (
+            self._acked_bytes >= self._order.checkpoint_bytes
+            or len(self._acked) >= _MOST_RECORDS
+            or time.monotonic() - self._flushed_at >= self._order.checkpoint_s
+        )
+
+    def _tell_checkpoint(self) -> None:
+        assert self._flushing is not None
+        self._tell(
+            pb.RunBackupResponse(
+                checkpoint=pb.Checkpoint(disk_key=self._order.disk_key, records=self._flushing)
+            )
+        )
+        self._flushing = None
+        self._flushed_at = time.monotonic()
+
+    def _tell_progress(self, *, final: bool = False) -> None:
+        if final or time.monotonic() - self._told_at >= _PROGRESS_EVERY_S:
+            self._told_at = time.monotonic()
+            self._progress.wire_bytes = max(self._progress.wire_bytes, self._wire_bytes())
+            self._tell(pb.RunBackupResponse(progress=pb.BackupProgress(disks=[self._progress])))
+
+    def _fail(self, reason: Reason.ValueType, what: str, number: int) -> None:
+        self._keep(self._error(reason, what, os.strerror(number)))
+
+    def _keep(self, error: SendenseError) -> None:
+        if self._failure is None:  # the first cause; the rest are its consequences
+            self._failure = error
+
+    def _error(self, reason: Reason.ValueType, what: str, words: str) -> SendenseError:
+        side = "the source" if reason == Reason.REASON_SOURCE_READ_FAILED else "the hub's export"
+        return SendenseError(
+            reason,
+            f"{self._order.label}: {side} {what}: {words}",
+            remedy="Nothing of this backup is kept. Mend the cause and start it again.",
+            disk=self._order.disk_key,
+        )
+
+    def _poll(self) -> None:
+        """Waits for any connection, for a tenth of a second at the most, and lets libnbd go on."""
+        poll = select.poll()
+        handles = {}
+        for handle in (self._source, *self._targets):
+            source = handle is self._source
+            reason = Reason.REASON_SOURCE_READ_FAILED if source else Reason.REASON_TARGET_WRITE_FAILED
+            if handle.aio_is_dead() or handle.aio_is_closed():
+                self._keep(self._error(reason, "has gone", "the connection was closed"))
+                return
+            direction = handle.aio_get_direction()
+            mask = select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0
+            mask |= select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0
+            descriptor = handle.aio_get_fd()
+            handles[descriptor] = (handle, reason)
+            poll.register(descriptor, mask)
+        for descriptor, found in poll.poll(0 if self._arrived else _POLL_MS):
+            handle, reason = handles[descriptor]
+            direction = handle.aio_get_direction()
+            try:
+                if (
+                    found & (select.POLLIN | select.POLLHUP | select.POLLERR)
+                    and direction & nbd.AIO_DIRECTION_READ
+                ):
+                    handle.aio_notify_read()
+                elif found & (select.POLLOUT | select.POLLERR) and direction & nbd.AIO_DIRECTION_WRITE:
+                    handle.aio_notify_write()
+            except nbd.Error as error:
+                self._keep(self._error(reason, "has gone", error.string))
+
+
+class Allowance:
+    """How much may be read now: a bucket of one second."""
+
+    def __init__(self) -> None:
+        self._rate = 0
+        self._left = 0.0
+        self._filled_at = time.monotonic()
+
+    def set(self, bytes_per_second: int) -> None:
+        """0 is no limit."""
+        self._rate = max(0, bytes_per_second)
+
+    def take(self, length_bytes: int) -> bool:
+        """Whether so much may be read now."""
+        if not self._rate:
+            return True
+        now = time.monotonic()
+        self._left = min(self._left + (now - self._filled_at) * self._rate, max(self._rate, length_bytes))
+        self._filled_at = now
+        if self._left < length_bytes:
+            return False
+        self._left -= length_bytes
+        return True

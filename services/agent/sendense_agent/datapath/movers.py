@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting movers and listening to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from sendense.agent.v1 import backup_pb2 as pb
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.datapath import framing
+from sendense_agent.datapath.order import CopyOrder
+from sendense_common import process
+from sendense_common.errors import SendenseError
+
+_STOP_GRACE_S = 5.0
+
+MoverEvent = pb.DiskProgress | pb.Checkpoint | pb.DiskDone
+
+
+class Mover:
+    """A running mover; made by `start_mover`."""
+
+    def __init__(self, order: CopyOrder, child: asyncio.subprocess.Process) -> None:
+        self._order = order
+        self._child = child
+
+    async def events(self) -> AsyncGenerator[MoverEvent, None]:
+        """Progress (at least once, at most ten times a second), checkpoints, and DiskDone as the last one.
+
+        Raises:
+            SendenseError: SOURCE_READ_FAILED, TARGET_WRITE_FAILED, TUNNEL_LOST, TUNNEL_REFUSED,
+                DISK_MISMATCH, or COPY_PROCESS_DIED.
+        """
+        assert self._child.stdout is not None
+        while (event := await framing.read(self._child.stdout, pb.RunBackupResponse)) is not None:
+            match event.WhichOneof("event"):
+                case "progress":
+                    yield event.progress.disks[0]
+                case "checkpoint":
+                    yield event.checkpoint
+                case "disk_done":
+                    yield event.disk_done
+                    return
+                case "failed":
+                    raise SendenseError.from_failure(event.failed.failure)
+        code = await self._child.wait()
+        raise SendenseError(
+            Reason.REASON_COPY_PROCESS_DIED,
+            f"the process that copied {self._order.label} ended with code {code}",
+            remedy="The agent's log has its last words. Start the backup again.",
+            disk=self._order.disk_key,
+        )
+
+    async def limit(self, bytes_per_second: int) -> None:
+        """Reads no faster from now on; 0 is no limit."""
+        assert self._child.stdin is not None
+        with contextlib.suppress(ConnectionError):
+            self._child.stdin.write(json.dumps({"limit": bytes_per_second}).encode() + b"\n")
+            await self._child.stdin.drain()
+
+
+@contextlib.asynccontextmanager
+async def start_mover(order: CopyOrder) -> AsyncIterator[Mover]:
+    """Copies one disk in a process of its own, which is gone when the block has ended."""
+    descriptors = [_in_memory(order.read.to_bytes()), _in_memory(order.zero.to_bytes())]
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *process.dying_with_parent(
+                [sys.executable, "-m", "sendense_agent.datapath.mover", *map(str, descriptors)]
+            ),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            pass_fds=descriptors,
+        )
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    try:
+        assert child.stdin is not None
+        child.stdin.write(order.to_json())
+        yield Mover(order, child)
+    finally:
+        await process.stop(child, grace_s=_STOP_GRACE_S)
+        order.local_socket.unlink(missing_ok=True)
+
+
+def _in_memory(data: bytes) -> int:
+    """A descriptor from which `data` can be read."""
+    descriptor = os.memfd_create("extents")
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor

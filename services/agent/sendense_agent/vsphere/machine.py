@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One VM: what is known of it before a backup, and making its snapshot."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyVmomi import vim, vmodl
+from pyVmomi.VmomiSupport import VmomiJSONEncoder
+
+from sendense.agent.v1 import backup_pb2
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.vsphere import datastore_files, tasks
+from sendense_agent.vsphere.disks import VirtualDisk, disks_of
+from sendense_agent.vsphere.faults import QUIESCE_FAULTS, translate
+from sendense_agent.vsphere.session import Session
+from sendense_agent.vsphere.snapshot import Snapshot
+from sendense_common.errors import SendenseError
+
+log = logging.getLogger(__name__)
+
+_SNAPSHOT_WITHIN_S = 1800.0
+_PATIENCE_S = 1800.0
+_RECONFIGURE_WITHIN_S = 300.0
+_PATHS = (
+    "name",
+    "config.instanceUuid",
+    "config.changeTrackingEnabled",
+    "config.hardware.device",
+    "config.files.vmPathName",
+    "config.extraConfig",
+    "runtime.powerState",
+    "runtime.consolidationNeeded",
+    "snapshot",
+)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What can be protected."""
+
+    eligible: list[VirtualDisk]
+    skipped: list[VirtualDisk]
+    """Each with its `unprotectable_reason`."""
+
+
+class Machine:
+    """One VM; made by `find_machine`."""
+
+    def __init__(self, session: Session, reference: Any) -> None:
+        self._session = session
+        self._reference = reference
+        self._facts: dict[str, Any] = {}
+
+    async def refresh(self) -> None:
+        """Reads it anew."""
+        self._facts = await self._session.properties(self._reference, *_PATHS)
+
+    @property
+    def name(self) -> str:
+        """As vSphere shows it."""
+        return str(self._facts["name"])
+
+    @property
+    def instance_uuid(self) -> str:
+        """Its identity."""
+        return str(self._facts["config.instanceUuid"])
+
+    @property
+    def powered_on(self) -> bool:
+        """Whether a guest runs."""
+        return bool(self._facts.get("runtime.powerState") == vim.VirtualMachine.PowerState.poweredOn)
+
+    @property
+    def changed_block_tracking(self) -> bool:
+        """Whether it is on."""
+        return bool(self._facts.get("config.changeTrackingEnabled"))
+
+    def snapshot_trees(self) -> Iterator[Any]:
+        """All snapshots that exist."""
+        info = self._facts.get("snapshot")
+        pending = list(info.rootSnapshotList) if info else []
+        while pending:
+            tree = pending.pop()
+            yield tree
+            pending.extend(tree.childSnapshotList or [])
+
+    def preflight(self) -> Preflight:
+        """Which disks can be protected.
+
+        Raises:
+            SendenseError: VM_HAS_NO_PROTECTABLE_DISK; DISK_NEEDS_VDDK.
+        """
+        disks = list(disks_of(self._facts["config.hardware.device"]))
+        eligible = [disk for disk in disks if not disk.unprotectable_reason]
+        skipped = [disk for disk in disks if disk.unprotectable_reason]
+        if not eligible:
+            reasons = ", ".join(f"{disk.label}: {disk.unprotectable_reason}" for disk in skipped)
+            raise SendenseError(
+                Reason.REASON_VM_HAS_NO_PROTECTABLE_DISK,
+                f"VM {self.name} has no disk that a snapshot can protect ({reasons or 'no disks'})",
+                vm=self.name,
+            )
+        for disk in eligible:
+            if disk.vddk_reason:
+                raise SendenseError(
+                    Reason.REASON_DISK_NEEDS_VDDK,
+                    f"{disk.label} of VM {self.name} needs VMware's library (VDDK): {disk.vddk_reason}",
+                    remedy="Remove the VM's other snapshots if it has any; disks of other kinds cannot be "
+                    "protected without VDDK.",
+                    vm=self.name,
+                    disk=disk.key,
+                )
+        return Preflight(eligible, skipped)
+
+    async def enable_changed_block_tracking(self) -> bool:
+        """Turns it on where possible; True when this call did it. Takes effect at the next snapshot."""
+        if self.changed_block_tracking or any(True for _ in self.snapshot_trees()):
+            return False
+        doing = f"turning on changed block tracking of VM {self.name}"
+        spec = vim.vm.ConfigSpec(changeTrackingEnabled=True)
+        await self._task(
+            doing, lambda: self._reference.ReconfigVM_Task(spec), timeout_s=_RECONFIGURE_WITHIN_S
+        )
+        return True
+
+    async def create_snapshot(
+        self, hub_id: str, job_id: str, quiesce: backup_pb2.QuiesceMode.ValueType
+    ) -> Snapshot:
+        """Freezes all disks; waits first for whatever else goes on with the VM.
+
+        Raises:
+            SendenseError: SNAPSHOT_FAILED, QUIESCE_FAILED, DEADLINE_EXCEEDED.
+        """
+        warnings: list[tuple[str, str]] = []
+        result = "not_requested"
+        wanted = quiesce != backup_pb2.QUIESCE_MODE_OFF and self.powered_on
+        try:
+            reference = await self._snapshot(hub_id, job_id, quiesce=wanted)
+            if wanted:
+                result = "quiesced"
+        except QUIESCE_FAULTS as fault:
+            error = translate(fault, doing=f"quiescing VM {self.name}", vcenter=self._session.name)
+            if quiesce == backup_pb2.QUIESCE_MODE_REQUIRE:
+                error.reason = Reason.REASON_QUIESCE_FAILED
+                error.remedy = "Look at VMware Tools in the guest, or use --quiesce try."
+                raise error from fault
+            warnings.append(("quiesce_fell_back", f"The snapshot is crash-consistent: {error.message}"))
+            result = "crash_consistent"
+            reference = await self._snapshot(hub_id, job_id, quiesce=False)
+        snapshot = Snapshot(self._session, self._reference, reference, self.name)
+        snapshot.quiesce_result = result
+        snapshot.warnings = warnings
+        await snapshot.load()
+        return snapshot
+
+    async def _snapshot(self, hub_id: str, job_id: str, *, quiesce: bool) -> Any:
+        """Quiescing faults come out as they are."""
+        doing = f"making a snapshot of VM {self.name}"
+        try:
+            return await tasks.run(
+                self._session,
+                lambda: self._reference.CreateSnapshot_Task(
+                    f"sendense-{job_id[:8]}",
+                    describe(hub_id, job_id),
+                    False,
+                    quiesce,
+                ),
+                doing=doing,
+                timeout_s=_SNAPSHOT_WITHIN_S,
+                patience_s=_PATIENCE_S,
+            )
+        except QUIESCE_FAULTS:
+            raise
+        except vmodl.MethodFault as fault:
+            error = translate(fault, doing=doing, vcenter=self._session.name)
+            if error.reason == Reason.REASON_VSPHERE_FAULT:
+                error.reason = Reason.REASON_SNAPSHOT_FAILED
+            error.metadata["vm"] = self.name
+            raise error from fault
+
+    async def own_snapshots(self, hub_id: str, job_ids: set[str]) -> list[Snapshot]:
+        """Snapshots that this hub's named jobs made, newest first. Nobody else's, whatever its name."""
+        wanted = {describe(hub_id, job_id) for job_id in job_ids}
+        await self.refresh()
+        found = [tree for tree in self.snapshot_trees() if tree.description in wanted]
+        found.sort(key=lambda tree: tree.id, reverse=True)
+        return [Snapshot(self._session, self._reference, tree.snapshot, self.name) for tree in found]
+
+    async def config_json(self) -> bytes:
+        """Its whole configuration, as vSphere gives it."""
+        found = await self._session.properties(self._reference, "config")
+        return json.dumps(found.get("config"), cls=VmomiJSONEncoder, sort_keys=True).encode()
+
+    async def nvram(self) -> bytes:
+        """Its NVRAM file; empty when there is none."""
+        for option in self._facts.get("config.extraConfig") or []:
+            if option.key == "nvram" and option.value:
+                folder = self._facts["config.files.vmPathName"].rpartition("/")[0]
+                url = await datastore_files.address(
+                    self._session, self._reference, f"{folder}/{option.value}"
+                )
+                return await datastore_files.fetch(self._session, url, "the NVRAM file") or b""
+        return b""
+
+    async def _task(self, doing: str, start: Any, *, timeout_s: float) -> Any:
+        try:
+            return await tasks.run(
+                self._session, start, doing=doing, timeout_s=timeout_s, patience_s=_PATIENCE_S
+            )
+        except vmodl.MethodFault as fault:
+            raise translate(fault, doing=doing, vcenter=self._session.name) from fault
+
+
+def describe(hub_id: str, job_id: str) -> str:
+    """The description by which a snapshot is known as ours; never matched in part."""
+    return f"Sendense backup; remove only by Sendense. hub={hub_id} job={job_id}"
+
+
+async def find_machine(session: Session, instance_uuid: str, name: str) -> Machine:
+    """One VM by its instance UUID.
+
+    Raises:
+        SendenseError: VM_NOT_FOUND.
+    """
+    search = session.content.searchIndex
+    reference = await session.call(
+        f"looking for VM {name}",
+        lambda: search.FindByUuid(None, instance_uuid, True, True),
+    )
+    if reference is None:
+        raise SendenseError(
+            Reason.REASON_VM_NOT_FOUND,
+            f"vCenter {session.name} has no VM {name} (instance UUID {instance_uuid}) any more",
+            remedy="`sendense vm list` shows what is there.",
+            vm=name,
+        )
+    machine = Machine(session, reference)
+    await machine.refresh()
+    return machine

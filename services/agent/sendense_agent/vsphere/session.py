@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vCenter session: verified, logged in once, kept alive, logged out at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from pyVmomi import SoapStubAdapter, vim, vmodl
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.vsphere.faults import translate
+from sendense_agent.vsphere.tls import Trusted, VcenterTarget, recognize, unreachable
+from sendense_common.errors import SendenseError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_VERSION = "vim.version.v7_0"
+_CALL_TIMEOUT_S = 120
+# vCenter forgets a session that was silent for 30 minutes.
+_KEEP_ALIVE_S = 300.0
+_PAGE = 100
+
+_PC = vmodl.query.PropertyCollector
+
+
+class Session:
+    """One login; made by `open_session`. Calls run one after another in a thread of their own."""
+
+    def __init__(self, target: VcenterTarget, trusted: Trusted, username: str, password: str) -> None:
+        self.target = target
+        self.trusted = trusted
+        self.vcenter_uuid = ""
+        self.full_name = ""
+        self._username = username
+        self._password = password
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vsphere")
+        self._stub = SoapStubAdapter(
+            host=target.host,
+            port=target.port,
+            path="/sdk",
+            version=_VERSION,
+            sslContext=trusted.context,
+            httpConnectionTimeout=_CALL_TIMEOUT_S,
+        )
+        self.content: Any = None
+
+    @property
+    def name(self) -> str:
+        """The vCenter's, for messages."""
+        return self.target.name
+
+    def cookie(self) -> str:
+        """For HTTPS to the datastores' files, as "vmware_soap_session=…"."""
+        cookie: str = self._stub.cookie or ""
+        return cookie.split(";", maxsplit=1)[0]
+
+    def reference(self, kind: Any, moid: str) -> Any:
+        """An object by its managed object ID."""
+        return kind(moid, self._stub)
+
+    async def call(self, doing: str, function: Callable[[], T]) -> T:
+        """Runs a blocking call. A session that vCenter has forgotten is opened again, and the call repeated.
+
+        Args:
+            doing: for messages, as "making a snapshot of VM web".
+            function: the call.
+
+        Raises:
+            SendenseError: what the fault means; VCENTER_UNREACHABLE when the connection fails.
+        """
+        try:
+            return await self._run(doing, function)
+        except vim.fault.NotAuthenticated:
+            log.warning("%s: the session had ended; logging in again", self.name)
+        try:
+            await self._run(doing, self._login)
+            return await self._run(doing, function)
+        except vim.fault.NotAuthenticated as fault:
+            raise translate(fault, doing=doing, vcenter=self.name) from fault
+
+    async def _run(self, doing: str, function: Callable[[], T]) -> T:
+        """NotAuthenticated and what callers of `raw` look for come out as they are."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        except vim.fault.NotAuthenticated:
+            raise
+        except Expected as expected:
+            raise expected.fault from None
+        except vmodl.MethodFault as fault:
+            raise translate(fault, doing=doing, vcenter=self.name) from fault
+        except (OSError, http.client.HTTPException, ssl.SSLError) as error:
+            raise unreachable(self.target, error) from error
+
+    async def call_expecting(self, doing: str, faults: Any, function: Callable[[], T]) -> T:
+        """Like `call`, but these faults come out as they are."""
+
+        def guarded() -> T:
+            try:
+                return function()
+            except faults as fault:
+                raise Expected(fault) from fault
+
+        return await self.call(doing, guarded)
+
+    async def properties(self, reference: Any, *paths: str) -> dict[str, Any]:
+        """Properties of one object, by path; those without a value are missing."""
+        found = await self.call(f"reading {paths[0]}", lambda: self._retrieve([reference], paths))
+        return found[0][1] if found else {}
+
+    def _retrieve(self, references: Iterable[Any], paths: Iterable[str]) -> list[tuple[Any, dict[str, Any]]]:
+        references = list(references)
+        spec = _PC.FilterSpec(
+            objectSet=[_PC.ObjectSpec(obj=each) for each in references],
+            propSet=[_PC.PropertySpec(type=type(references[0]), pathSet=list(paths))],
+        )
+        return list(self.pages(spec))
+
+    def pages(self, spec: Any) -> Iterable[tuple[Any, dict[str, Any]]]:
+        """(object, properties) of all that a filter selects. Blocks; runs within `call`."""
+        collector = self.content.propertyCollector
+        page = collector.RetrievePropertiesEx([spec], _PC.RetrieveOptions(maxObjects=_PAGE))
+        while page is not None:
+            for item in page.objects:
+                yield item.obj, {each.name: each.val for each in item.propSet}
+            page = collector.ContinueRetrievePropertiesEx(page.token) if page.token else None
+
+    def _login(self) -> None:
+        self._stub.cookie = ""
+        service = vim.ServiceInstance("ServiceInstance", self._stub)
+        self.content = service.RetrieveContent()
+        self.content.sessionManager.Login(self._username, self._password, None)
+        self.vcenter_uuid = self.content.about.instanceUuid
+        self.full_name = self.content.about.fullName
+
+    async def open(self) -> None:
+        """Logs in; once, whatever happens."""
+        await self._run(f"logging in as {self._username!r}", self._login)
+
+    async def keep_alive(self) -> None:
+        """Asks for the time now and then, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_KEEP_ALIVE_S)
+            service = vim.ServiceInstance("ServiceInstance", self._stub)
+            try:
+                await self.call("keeping the session", service.CurrentTime)
+            except SendenseError as error:
+                log.warning("%s: keeping the session alive: %s", self.name, error)
+                if error.reason == Reason.REASON_VCENTER_LOGIN_FAILED:
+                    return
+
+    async def close(self) -> None:
+        """Logs out."""
+        if self.content is not None and self._stub.cookie:
+            try:
+                async with asyncio.timeout(_KEEP_ALIVE_S):
+                    await self._run("logging out", self.content.sessionManager.Logout)
+            except (SendenseError, vmodl.MethodFault, TimeoutError) as error:
+                log.info("%s: logging out: %s", self.name, error)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+class Expected(Exception):  # noqa: N818 - carries a fault past the translation
+    """A fault that the caller wants to see itself."""
+
+    def __init__(self, fault: Any) -> None:
+        super().__init__()
+        self.fault = fault
+
+
+@contextlib.asynccontextmanager
+async def open_session(target: VcenterTarget, username: str, password: str) -> AsyncIterator[Session]:
+    """Verifies the vCenter, logs in once, and logs out when the block ends.
+
+    Raises:
+        SendenseError: VCENTER_UNREACHABLE, VCENTER_CERTIFICATE_NOT_TRUSTED, VCENTER_LOGIN_FAILED.
+    """
+    trusted = await asyncio.to_thread(recognize, target)
+    session = Session(target, trusted, username, password)
+    keeping = None
+    try:
+        await session.open()
+        keeping = asyncio.create_task(session.keep_alive())
+        yield session
+    finally:
+        if keeping is not None:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+        await asyncio.shield(session.close())

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whom to talk to: the certificate is verified on every connection, before a password is sent on it."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import ssl
+from dataclasses import dataclass
+
+from sendense.agent.v1.vcenter_access_pb2 import VcenterAccess
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_common.errors import SendenseError, invalid
+
+_CONNECT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class VcenterTarget:
+    """A vCenter and how it is recognized: one of the last two is set."""
+
+    name: str
+    host: str
+    port: int
+    ca_pem: str = ""
+    certificate_sha256: bytes = b""
+
+    @classmethod
+    def of(cls, access: VcenterAccess) -> VcenterTarget:
+        """From a request; INVALID_REQUEST without a host, a port or a way to verify."""
+        if not access.host or not 1 <= access.port <= 65535:
+            raise invalid("vcenter", "host and port are required")
+        if access.WhichOneof("trust") is None:
+            raise invalid("vcenter.trust", "is required")
+        return cls(access.name, access.host, access.port, access.ca_pem, access.certificate_sha256)
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """The result of a first handshake."""
+
+    context: ssl.SSLContext
+    """For all further connections; trusts nobody else."""
+    trust_pem: str
+    """Certificates that verify this server, for other programs."""
+    certificate_sha256: bytes
+
+
+def recognize(target: VcenterTarget) -> Trusted:
+    """Connects once and checks the certificate. Blocks for seconds.
+
+    Raises:
+        SendenseError: VCENTER_UNREACHABLE, or VCENTER_CERTIFICATE_NOT_TRUSTED with the cause.
+    """
+    if not target.ca_pem:
+        return _recognize_pinned(target)
+    context = ssl.create_default_context(cadata=target.ca_pem)
+    shown = _handshake(target, context)
+    return Trusted(context, target.ca_pem, hashlib.sha256(shown).digest())
+
+
+def _recognize_pinned(target: VcenterTarget) -> Trusted:
+    looking = ssl.create_default_context()
+    looking.check_hostname = False
+    looking.verify_mode = ssl.CERT_NONE  # only to see the certificate; nothing is sent on this connection
+    shown = _handshake(target, looking)
+    digest = hashlib.sha256(shown).digest()
+    if digest != target.certificate_sha256:
+        raise _not_trusted(
+            target,
+            f"it shows {digest.hex(':').upper()}, pinned is {target.certificate_sha256.hex(':').upper()}",
+        )
+    pem = ssl.DER_cert_to_PEM_cert(shown)
+    context = ssl.create_default_context(cadata=pem)
+    context.check_hostname = False  # this very certificate is trusted, whatever names are in it
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    _handshake(target, context)
+    return Trusted(context, pem, digest)
+
+
+def _handshake(target: VcenterTarget, context: ssl.SSLContext) -> bytes:
+    """The server's certificate (DER)."""
+    try:
+        with (
+            socket.create_connection((target.host, target.port), timeout=_CONNECT_TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=target.host) as secure,
+        ):
+            shown = secure.getpeercert(binary_form=True)
+            assert shown is not None
+            return shown
+    except ssl.SSLCertVerificationError as error:
+        raise _not_trusted(target, error.verify_message) from error
+    except (OSError, UnicodeError) as error:
+        raise unreachable(target, error) from error
+
+
+def unreachable(target: VcenterTarget, error: Exception) -> SendenseError:
+    """VCENTER_UNREACHABLE with the network's own words."""
+    return SendenseError(
+        Reason.REASON_VCENTER_UNREACHABLE,
+        f"vCenter {target.name} does not answer at {target.host}:{target.port}: "
+        f"{str(error) or type(error).__name__}",
+        remedy="Check its address, and that the site's network lets the agent reach it.",
+        vcenter=target.name,
+    )
+
+
+def _not_trusted(target: VcenterTarget, why: str) -> SendenseError:
+    return SendenseError(
+        Reason.REASON_VCENTER_CERTIFICATE_NOT_TRUSTED,
+        f"the certificate of vCenter {target.name} at {target.host}:{target.port} is not trusted: {why}",
+        remedy="Compare it with the vCenter's own, then add the vCenter again with the right --ca-file or "
+        "--thumbprint, by a name that the certificate is for.",
+        vcenter=target.name,
+    )
