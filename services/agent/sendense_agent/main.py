@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sendense-agent`: configures and runs an agent."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sendense_agent.config import AgentConfig, ssh_key_file
+from sendense_agent.control.serve import serve
+from sendense_common.errors import SendenseError
+from sendense_common.keys import ensure_agent_keys
+from sendense_common.paths import AgentPaths, private_dir, runtime_dir
+from sendense_common.service import run_service
+from sendense_common.tunnel import ensure_key
+
+_EPILOG = """\
+Every option can be given as an environment variable instead: SENDENSE_STATE, SENDENSE_RUN. SENDENSE_LOG sets
+the log level.
+
+example:
+  sendense-agent configure --state /var/lib/sendense --site paris --hub backup.example.net:8022 \\
+      --hub-key "ssh-ed25519 AAAA..."
+  sendense-agent run --state /var/lib/sendense
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="sendense-agent",
+        description="The part of Sendense at a site: dials the hub, reaches the vCenter, copies disks.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="run the agent")
+    configure = commands.add_parser(
+        "configure", help="say who it is and where its hub is; prints its public keys"
+    )
+    for each in (run, configure):
+        state, sockets = os.environ.get("SENDENSE_STATE"), os.environ.get("SENDENSE_RUN")
+        each.add_argument(
+            "--state",
+            type=Path,
+            metavar="DIR",
+            default=Path(state) if state else None,
+            required=not state,
+            help="what is kept: keys and configuration",
+        )
+        each.add_argument(
+            "--run",
+            type=Path,
+            metavar="DIR",
+            default=Path(sockets) if sockets else None,
+            help="sockets (default: STATE/run, or a short private directory if that path is too long)",
+        )
+    configure.add_argument("--site", required=True, metavar="NAME", help="name of the site")
+    configure.add_argument("--hub", required=True, metavar="HOST:PORT", help="where the hub listens")
+    configure.add_argument(
+        "--hub-key", required=True, metavar="LINE", help="the hub's public host key, one OpenSSH line"
+    )
+    return made
+
+
+def configure(options: argparse.Namespace, paths: AgentPaths) -> int:
+    """Writes the configuration, makes the keys, prints their public halves."""
+    host, separator, port = options.hub.rpartition(":")
+    if not separator or not port.isdecimal():
+        print(f"sendense-agent: {options.hub!r} is not HOST:PORT", file=sys.stderr)  # noqa: T201
+        return 2
+    private_dir(paths.state)
+    try:
+        AgentConfig(options.site, host.strip("[]"), int(port), options.hub_key).save(paths)
+        print(ensure_key(ssh_key_file(paths), options.site))  # noqa: T201
+        print(ensure_agent_keys(paths.lease_keys_file).public.to_line(options.site))  # noqa: T201
+    except SendenseError as error:
+        print(f"sendense-agent: {error.message}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Configures or runs an agent; returns the exit code."""
+    options = parser().parse_args(arguments)
+    paths = AgentPaths(options.state, options.run or runtime_dir(options.state))
+    if options.command == "configure":
+        return configure(options, paths)
+    return run_service(
+        "sendense-agent", lambda stopping: serve(paths, stopping), spans_socket=paths.telemetry_socket
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AgentService."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+import sendense_common
+from sendense.agent.v1 import agent_service_pb2 as pb
+from sendense.agent.v1 import backup_pb2
+from sendense.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.control.jobs import Job, Jobs
+from sendense_agent.control.worker_process import start_worker
+from sendense_agent.worker.channel import unpack
+from sendense_common.errors import SendenseError, invalid
+from sendense_common.paths import AgentPaths
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_TOOLS = ("nbdkit", "nbdinfo", "setpriv")
+
+M = TypeVar("M", bound=Message)
+
+
+class AgentService(AgentServiceServicer):
+    """What an agent does for its hub."""
+
+    def __init__(self, paths: AgentPaths, agent_id: str, jobs: Jobs) -> None:
+        self._paths = paths
+        self._agent_id = agent_id
+        self._jobs = jobs
+        self._tools: dict[str, str] | None = None
+
+    async def GetAgent(self, request: pb.GetAgentRequest, context: _Context) -> pb.GetAgentResponse:
+        """See the contract."""
+        if self._tools is None:
+            self._tools = {name: await _version(name) for name in _TOOLS}
+        return pb.GetAgentResponse(
+            agent_id=self._agent_id,
+            version=sendense_common.__version__,
+            tools=self._tools,
+            job_ids=self._jobs.ids(),
+        )
+
+    async def ListVirtualMachines(
+        self, request: pb.ListVirtualMachinesRequest, context: _Context
+    ) -> AsyncIterator[pb.ListVirtualMachinesResponse]:
+        """See the contract."""
+        async with (
+            start_worker(self._paths, request) as worker,
+            contextlib.aclosing(worker.messages()) as messages,
+        ):
+            async for wrapped in messages:
+                page = unpack(wrapped, pb.ListVirtualMachinesResponse)
+                if page is not None:
+                    yield page
+
+    async def TestVcenter(self, request: pb.TestVcenterRequest, context: _Context) -> pb.TestVcenterResponse:
+        """See the contract."""
+        return await self._ask(request, pb.TestVcenterResponse)
+
+    async def CleanUpSnapshots(
+        self, request: pb.CleanUpSnapshotsRequest, context: _Context
+    ) -> pb.CleanUpSnapshotsResponse:
+        """See the contract."""
+        return await self._ask(request, pb.CleanUpSnapshotsResponse)
+
+    async def RunBackup(
+        self, request_iterator: AsyncIterator[backup_pb2.RunBackupRequest], context: _Context
+    ) -> AsyncIterator[backup_pb2.RunBackupResponse]:
+        """See the contract."""
+        requests = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "start":
+            raise invalid("message", "the first one must be `start`")
+        _check(first.start)
+        try:
+            job = self._jobs.start_or_join(first)
+        except SendenseError as error:
+            if error.reason != Reason.REASON_JOB_LOST:
+                raise
+            yield backup_pb2.RunBackupResponse(
+                seq=first.start.after_seq + 1,
+                failed=backup_pb2.BackupFailed(failure=error.to_failure(), snapshot_left=True),
+            )
+            return
+        listening = asyncio.create_task(_pass_on(requests, job))
+        try:
+            async with contextlib.aclosing(self._jobs.follow(job, first.start.after_seq)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _ask(self, request: Message, kind: type[M]) -> M:
+        """The one answer of a worker."""
+        async with (
+            start_worker(self._paths, request) as worker,
+            contextlib.aclosing(worker.messages()) as messages,
+        ):
+            async for wrapped in messages:
+                answer = unpack(wrapped, kind)
+                if answer is not None:
+                    return answer
+        raise SendenseError(Reason.REASON_INTERNAL, "the agent's worker ended without an answer")
+
+
+async def _pass_on(requests: AsyncIterator[backup_pb2.RunBackupRequest], job: Job) -> None:
+    async for request in requests:
+        await job.tell(request)
+
+
+def _check(start: backup_pb2.BackupStart) -> None:
+    for field in ("job_id", "hub_id", "vm_instance_uuid"):
+        if not getattr(start, field):
+            raise invalid(f"start.{field}", "is required")
+    if start.attempt < 1 or start.after_seq < 0:
+        raise invalid("start.attempt", "must be 1 or more")
+    if start.quiesce not in backup_pb2.QuiesceMode.values() or not start.quiesce:
+        raise invalid("start.quiesce", "is required")
+    if start.orphan_timeout.ToNanoseconds() <= 0:
+        raise invalid("start.orphan_timeout", "is required")
+
+
+async def _version(name: str) -> str:
+    """First line of what a program says about itself; empty when it is missing."""
+    path = shutil.which(name)
+    if path is None:
+        return ""
+    child = await asyncio.create_subprocess_exec(
+        path, "--version", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    output, _ = await child.communicate()
+    return (output.decode(errors="replace").splitlines() or ["?"])[0]
