@@ -1,56 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a disk can be copied incrementally, decided per disk and by identity."""
+"""Full or incremental: whether what changed since a disk's last point can be asked for and trusted.
+
+Wrong in one direction costs time, wrong in the other costs data: whatever is not certain is a full.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sendense.agent.v1 import backup_pb2 as pb
+
 
 @dataclass(frozen=True)
-class KnownDisk:
-    """A disk as it was at its last complete point."""
+class DiskNow:
+    """A disk as the snapshot's own hardware list has it."""
 
     key: int
     disk_object_id: str
     backing_uuid: str
+    """Empty: the backing has none."""
     capacity_bytes: int
     change_id: str
-    """Empty: none was usable."""
+    """In this snapshot; empty: changes are not tracked."""
 
 
 @dataclass(frozen=True)
-class FrozenDisk:
-    """A disk in the snapshot that will be read."""
+class DiskMode:
+    """How a disk is copied."""
 
-    key: int
-    disk_object_id: str
-    backing_uuid: str
-    capacity_bytes: int
-    change_id: str
+    mode: pb.DiskMode.ValueType
+    reason: str
+    """Why it is a full (see PlannedDisk.mode_reason); empty for an incremental."""
 
 
-def why_full(previous: KnownDisk | None, disk: FrozenDisk, *, tracking_just_enabled: bool) -> str:
-    """Why the disk must be copied in full; empty when its changes since `previous` can be asked for.
+INCREMENTAL = DiskMode(pb.DISK_MODE_INCREMENTAL, "")
 
-    A change ID is "UUID/number": numbers of different UUIDs have nothing to do with one another.
+
+def full(reason: str) -> DiskMode:
+    """A full, because of `reason`."""
+    return DiskMode(pb.DISK_MODE_FULL, reason)
+
+
+def decide(previous: pb.PreviousDisk | None, now: DiskNow, *, tracking_just_enabled: bool) -> DiskMode:
+    """How one disk is copied; no other disk of the VM has a say in it.
+
+    Args:
+        previous: the disk's last complete point in the same repository; None: there is none.
+        now: the disk in the snapshot that will be read.
+        tracking_just_enabled: changed block tracking was turned on by this very job.
     """
     if previous is None:
-        return "first_backup"
-    if not _same_disk(previous, disk):
-        return "identity_changed"
-    if previous.capacity_bytes != disk.capacity_bytes:
-        return "capacity_changed"
+        return full("first_backup")
+    if not _same_disk(previous, now):
+        return full("identity_changed")
+    if previous.capacity_bytes != now.capacity_bytes:
+        return full("capacity_changed")
     if tracking_just_enabled:
-        return "cbt_just_enabled"
-    if not previous.change_id or not disk.change_id:
-        return "change_id_missing"
-    if previous.change_id.partition("/")[0] != disk.change_id.partition("/")[0]:
-        return "change_id_rejected"
-    return ""
+        return full("cbt_just_enabled")
+    if not previous.change_id or not now.change_id:
+        return full("change_id_missing")
+    if not _continues(previous.change_id, now.change_id):
+        return full("change_id_rejected")
+    return INCREMENTAL
 
 
-def _same_disk(previous: KnownDisk, disk: FrozenDisk) -> bool:
-    if previous.key != disk.key or previous.disk_object_id != disk.disk_object_id:
+def _same_disk(previous: pb.PreviousDisk, now: DiskNow) -> bool:
+    """By device key and object ID, and by the backing's UUID where both are known. Never by a name."""
+    if previous.key != now.key or previous.disk_object_id != now.disk_object_id:
         return False
-    either_unknown = not previous.backing_uuid or not disk.backing_uuid
-    return either_unknown or previous.backing_uuid == disk.backing_uuid
+    known = bool(previous.backing_uuid and now.backing_uuid)
+    if not known and not now.disk_object_id:
+        return False  # a key alone is reused by the next disk in the same slot
+    return not known or previous.backing_uuid == now.backing_uuid
+
+
+def _continues(before: str, now: str) -> bool:
+    """Whether both IDs ("UUID/sequence") are of one tracking that has not gone back in time."""
+    before_tracking, _, before_sequence = before.rpartition("/")
+    now_tracking, _, now_sequence = now.rpartition("/")
+    if not before_tracking or before_tracking != now_tracking:
+        return False
+    if not all(_is_number(each) for each in (before_sequence, now_sequence)):
+        return False
+    return int(before_sequence) <= int(now_sequence)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
