@@ -12,9 +12,12 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
 
 from sendense.agent.v1 import agent_service_pb2, backup_pb2
 from sendense.common.v1.reason_pb2 import Reason
@@ -29,7 +32,7 @@ from sendense_common.service import configure_logging
 
 log = logging.getLogger("sendense_agent.worker")
 
-_SHORT = (
+_SHORT: tuple[tuple[type[Message], Callable[[Site, Channel, Any], Coroutine[Any, Any, None]]], ...] = (
     (agent_service_pb2.ListVirtualMachinesRequest, short_operations.list_virtual_machines),
     (agent_service_pb2.TestVcenterRequest, short_operations.test_vcenter),
     (agent_service_pb2.CleanUpSnapshotsRequest, short_operations.clean_up_snapshots),
@@ -68,15 +71,15 @@ async def _run(site: Site, channel: Channel, first: AnyMessage, stopping: asynci
             await Backup(site, channel, request.start).run(stopping)
         return
     for kind, operation in _SHORT:
-        short = unpack(first, kind)  # type: ignore[type-var]
+        short = unpack(first, kind)
         if short is not None:
-            await _until_stopped(operation(site, channel, short), stopping)  # type: ignore[operator]
+            await _until_stopped(operation(site, channel, short), stopping)
             return
     raise SendenseError(Reason.REASON_INVALID_REQUEST, f"unknown operation {first.type_url}")
 
 
-async def _until_stopped(work: object, stopping: asyncio.Event) -> None:
-    task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+async def _until_stopped(work: Coroutine[Any, Any, None], stopping: asyncio.Event) -> None:
+    task = asyncio.create_task(work)
     stop = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)

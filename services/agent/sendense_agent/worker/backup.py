@@ -13,7 +13,6 @@ from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1 import operation_pb2
 from sendense_agent.datapath import CopyOrder, Mover, datastore_source, start_mover
-from sendense_agent.domain.disk_mode import KnownDisk
 from sendense_agent.vsphere import Machine, Session, Snapshot, find_machine
 from sendense_agent.worker.channel import Channel, unpack
 from sendense_agent.worker.plan import DiskPlan, plan_disk
@@ -171,12 +170,7 @@ class Backup:
         await self._phase(pb.AGENT_PHASE_PLAN)
         for code, message in snapshot.warnings:
             await self._warn(code, message)
-        previous = {
-            each.key: KnownDisk(
-                each.key, each.disk_object_id, each.backing_uuid, each.capacity_bytes, each.change_id
-            )
-            for each in self._start.previous_disks
-        }
+        previous = {each.key: each for each in self._start.previous_disks}
         with telemetry.span("ask for changed areas"):
             found = machine.preflight()
             frozen = {disk.key: disk for disk in snapshot.disks}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sendense.agent.v1 import backup_pb2 as pb
-from sendense_agent.domain.disk_mode import FrozenDisk, KnownDisk, why_full
+from sendense_agent.domain.disk_mode import DiskNow, decide, full
 from sendense_agent.domain.extents import Extents
 from sendense_agent.vsphere import ChangeIdRejectedError, Snapshot, VirtualDisk
 
@@ -43,7 +43,7 @@ class DiskPlan:
 
 
 async def plan_disk(
-    snapshot: Snapshot, disk: VirtualDisk, previous: KnownDisk | None, *, tracking_just_enabled: bool
+    snapshot: Snapshot, disk: VirtualDisk, previous: pb.PreviousDisk | None, *, tracking_just_enabled: bool
 ) -> DiskPlan:
     """Decides how one disk is copied.
 
@@ -51,20 +51,18 @@ async def plan_disk(
     Where the datastore cannot tell what is in use, everything (or all that changed) is read.
     """
     allocated = await snapshot.allocated(disk)
-    frozen = FrozenDisk(disk.key, disk.disk_object_id, disk.backing_uuid, disk.capacity_bytes, disk.change_id)
-    reason = why_full(previous, frozen, tracking_just_enabled=tracking_just_enabled)
-    if not reason:
+    now = DiskNow(disk.key, disk.disk_object_id, disk.backing_uuid, disk.capacity_bytes, disk.change_id)
+    how = decide(previous, now, tracking_just_enabled=tracking_just_enabled)
+    if how.mode == pb.DISK_MODE_INCREMENTAL:
         assert previous is not None
         try:
             changed = await snapshot.changed_since(disk, previous.change_id)
         except ChangeIdRejectedError:
-            reason = "change_id_rejected"
+            how = full("change_id_rejected")
         else:
-            incremental = DiskPlan(
-                disk, changed, Extents(), pb.DISK_MODE_INCREMENTAL, "", changed.total_bytes
-            )
+            incremental = DiskPlan(disk, changed, Extents(), how.mode, how.reason, changed.total_bytes)
             if allocated is None:
                 return incremental
             return replace(incremental, read=changed.intersect(allocated), zero=changed.subtract(allocated))
     everything = Extents.whole(disk.capacity_bytes) if allocated is None else allocated
-    return DiskPlan(disk, everything, Extents(), pb.DISK_MODE_FULL, reason, everything.total_bytes)
+    return DiskPlan(disk, everything, Extents(), how.mode, how.reason, everything.total_bytes)
