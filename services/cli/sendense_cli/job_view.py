@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs on the screen: live bars while one runs, a summary when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import grpc
+from rich.console import Console, Group
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from sendense.hub.v1 import job_pb2 as pb
+from sendense.hub.v1 import job_service_pb2
+from sendense.hub.v1.job_service_pb2_grpc import JobServiceStub
+from sendense_cli import words
+from sendense_cli.exits import Exit
+from sendense_cli.session import Session, console, table
+
+_COLOURS = {
+    pb.JOB_STATE_SUCCEEDED: "green",
+    pb.JOB_STATE_FAILED: "red",
+    pb.JOB_STATE_CANCELLED: "yellow",
+    pb.JOB_STATE_CANCELLING: "yellow",
+    pb.JOB_STATE_RUNNING: "cyan",
+}
+_ENDED = {pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED}
+
+
+def exit_for(job: pb.Job) -> Exit:
+    """Of a command that waited for the job."""
+    return Exit.OK if job.state == pb.JOB_STATE_SUCCEEDED else Exit.FAILED
+
+
+def state_text(job: pb.Job) -> Text:
+    """The state in its colour."""
+    return Text(words.state(job), style=_COLOURS.get(job.state, ""))
+
+
+async def follow(session: Session, channel: grpc.aio.Channel, job_id: str) -> pb.Job:
+    """Shows a job until it has ended; bars on a terminal, a line per phase elsewhere, nothing for --json."""
+    job = pb.Job()
+    with _display(session) as display:
+        request = job_service_pb2.WatchJobRequest(job_id=job_id)
+        async for update in JobServiceStub(channel).WatchJob(request):
+            job = update.job
+            display.show(job)
+    return job
+
+
+class _Silent:
+    def show(self, job: pb.Job) -> None:
+        """Nothing."""
+
+
+class _Lines:
+    """For logs: one line whenever the phase changes."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def show(self, job: pb.Job) -> None:
+        """One line, if there is news."""
+        now = words.state(job) if job.state in _ENDED else words.phase(job.phase)
+        if now != self._last:
+            self._last = now
+            console.print(f"{words.short(job.job_id)} {job.vm_name}: {now}", highlight=False)
+
+
+class _Bars:
+    """For a terminal: one bar per disk."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._phase = progress.add_task("", total=None, visible=True, phase="")
+        self._tasks: dict[int, TaskID] = {}
+
+    def show(self, job: pb.Job) -> None:
+        """Moves the bars."""
+        self._progress.update(
+            self._phase, description=f"[bold]{job.vm_name}[/] {words.phase(job.phase)}", completed=0
+        )
+        for disk in job.disks:
+            if disk.state == pb.DISK_STATE_SKIPPED:
+                continue
+            if disk.key not in self._tasks:
+                self._tasks[disk.key] = self._progress.add_task(
+                    f"  {disk.label} ({disk.mode})", total=max(1, disk.planned_read_bytes)
+                )
+            done = disk.state == pb.DISK_STATE_COPIED
+            total = max(1, disk.planned_read_bytes)
+            self._progress.update(self._tasks[disk.key], completed=total if done else disk.read_bytes)
+
+
+@contextlib.contextmanager
+def _display(session: Session) -> Iterator[_Silent | _Lines | _Bars]:
+    if session.as_json:
+        yield _Silent()
+    elif not console.is_terminal:
+        yield _Lines()
+    else:
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=Console(file=sys.stderr),
+        )
+        with progress:
+            yield _Bars(progress)
+
+
+def summary(job: pb.Job) -> Group:
+    """All there is to know of a job."""
+    head = Table(box=None, show_header=False, pad_edge=False)
+    head.add_column(style="bold")
+    head.add_column(overflow="fold")
+    facts: list[tuple[str, str | Text]] = [
+        ("Job", job.job_id),
+        ("VM", f"{job.vm_name} at {job.vcenter_name}"),
+        ("State", state_text(job)),
+    ]
+    if job.state in _ENDED and job.ended_in_phase not in {0, pb.JOB_PHASE_REMOVE_SNAPSHOT}:
+        facts.append(("Ended in", words.phase(job.ended_in_phase)))
+    elif job.state not in _ENDED:
+        facts.append(("Phase", words.phase(job.phase)))
+    facts += [
+        ("Started", words.moment(job.start_time)),
+        ("Took", words.duration(words.elapsed_s(job))),
+    ]
+    if job.quiesce_result:
+        facts.append(("Snapshot", job.quiesce_result.replace("_", " ")))
+    if job.point_id:
+        facts.append(("Point", job.point_id))
+    if job.HasField("failure"):
+        facts.append(("Cause", Text(job.failure.message, style="red")))
+        if job.failure.remedy:
+            facts.append(("What to do", job.failure.remedy))
+    for warning in job.warnings:
+        facts.append(("Warning", Text(warning.message, style="yellow")))
+    for name, value in facts:
+        head.add_row(name, value)
+    return Group(head, *([Text(""), disks(job)] if job.disks else []))
+
+
+def disks(job: pb.Job) -> Table:
+    """The disks of a job, a line each."""
+    rows = []
+    for disk in job.disks:
+        if disk.state == pb.DISK_STATE_SKIPPED:
+            rows.append(
+                [
+                    str(disk.key),
+                    disk.label,
+                    words.size(disk.capacity_bytes),
+                    "not protected",
+                    "",
+                    "",
+                    "",
+                    "",
+                    "",
+                    disk.mode_reason,
+                ]
+            )
+            continue
+        rows.append([
+            str(disk.key), disk.label, words.size(disk.capacity_bytes), disk.mode,
+            words.size(disk.changed_bytes), words.size(disk.read_bytes), words.size(disk.copied_bytes),
+            words.size(disk.wire_bytes), words.rate(disk.read_bytes, disk.seconds), disk.mode_reason,
+        ])  # fmt: skip
+    columns = ["KEY", "DISK", "CAPACITY", "MODE", "CHANGED", "READ", "COPIED", "ON WIRE", "MiB/s", "WHY"]
+    right = ["CAPACITY", "CHANGED", "READ", "COPIED", "ON WIRE", "MiB/s"]
+    return table(columns, rows, right=right)

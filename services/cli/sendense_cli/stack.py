@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sendense up`: credentials, hub and one local agent as child processes, in order, each ready before the next."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense.credentials.v1 import credential_service_pb2
+from sendense.credentials.v1.credential_service_pb2_grpc import CredentialServiceStub
+from sendense.hub.v1 import site_service_pb2
+from sendense.hub.v1.site_service_pb2_grpc import SiteServiceStub
+from sendense_common import process, rpc
+from sendense_common.errors import SendenseError
+from sendense_common.keys import AgentPublicKeys
+from sendense_common.paths import Installation, private_dir
+from sendense_common.service import PARENT_ENV, only_one
+
+log = logging.getLogger(__name__)
+
+LOCAL_SITE = "local"
+_READY_WITHIN_S = 40.0
+_STOP_GRACE_S = {"agent": 130.0, "hub": 60.0, "credentials": 10.0}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """How it is run."""
+
+    listen: str = "127.0.0.1:0"
+    """Where agents dial the hub."""
+    repositories: Sequence[str] = ()
+    """NAME=PATH; none: `default` in the state directory."""
+
+
+class Stack:
+    """Running services."""
+
+    def __init__(self, children: dict[str, asyncio.subprocess.Process]) -> None:
+        self._children = children
+
+    async def wait_any_ended(self) -> str:
+        """The name of the first service that ends by itself."""
+        waits = {asyncio.create_task(child.wait()): name for name, child in self._children.items()}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return waits[done.pop()]
+        finally:
+            for task in waits:
+                task.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    def pids(self) -> dict[str, int]:
+        """By service."""
+        return {name: child.pid for name, child in self._children.items()}
+
+
+@contextlib.asynccontextmanager
+async def running(installation: Installation, options: StackOptions, say: Say) -> AsyncIterator[Stack]:
+    """Starts everything, stops it in reverse when the block ends.
+
+    Raises:
+        SendenseError: something did not start; its log file is named.
+    """
+    private_dir(installation.state)
+    private_dir(installation.logs)
+    children: dict[str, asyncio.subprocess.Process] = {}
+    with only_one(installation.state / "up.lock", "`sendense up`"):
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def start(name: str, module: str, *arguments: str) -> None:
+                say(f"starting {name}")
+                children[name] = await stack.enter_async_context(
+                    _child(name, [sys.executable, "-m", module, *arguments], installation.logs)
+                )
+
+            await _start_credentials(installation, start)
+            await _ready(installation.credentials.operator_socket, "credentials", children, installation)
+            await _start_hub(installation, options, start)
+            await _ready(installation.hub.api_socket, "hub", children, installation)
+            await _until(
+                installation.hub.endpoint_file.exists, "hub", "opens its listener", children, installation
+            )
+            await _start_agent(installation, start)
+            await _agent_connected(installation, children)
+            yield Stack(children)
+            say("stopping")
+
+
+async def _start_credentials(installation: Installation, start: Callable[..., object]) -> None:
+    paths = installation.credentials
+    module = "sendense_credentials.main"
+    await _finished([sys.executable, "-m", module, "init-key", f"--state={paths.state}"])
+    await start(  # type: ignore[misc]
+        "credentials",
+        module,
+        f"--state={paths.state}",
+        f"--run={paths.run}",
+        f"--telemetry-socket={installation.hub.telemetry_socket}",
+    )
+
+
+async def _start_hub(installation: Installation, options: StackOptions, start: Callable[..., object]) -> None:
+    paths = installation.hub
+    paths.endpoint_file.unlink(missing_ok=True)
+    await start(  # type: ignore[misc]
+        "hub",
+        "sendense_hub.main",
+        f"--state={paths.state}",
+        f"--run={paths.run}",
+        f"--listen={options.listen}",
+        f"--credentials-run={installation.credentials.run}",
+        *(f"--repository={each}" for each in options.repositories),
+    )
+
+
+async def _start_agent(installation: Installation, start: Callable[..., object]) -> None:
+    """Configures the agent, makes its keys known to hub and credentials, runs it."""
+    paths = installation.agent(LOCAL_SITE)
+    endpoint = installation.hub.endpoint_file.read_text().strip()
+    host_key = installation.hub.host_key_file.with_suffix(".pub").read_text().strip()
+    where = [f"--state={paths.state}", f"--run={paths.run}"]
+    host, _, port = endpoint.rpartition(":")
+    dialled = f"127.0.0.1:{port}" if host in {"0.0.0.0", "::"} else endpoint  # noqa: S104
+    output = await _finished(
+        [
+            sys.executable,
+            "-m",
+            "sendense_agent.main",
+            "configure",
+            *where,
+            f"--site={LOCAL_SITE}",
+            f"--hub={dialled}",
+            f"--hub-key={host_key}",
+        ]  # fmt: skip
+    )
+    ssh_key, keys_line = output.decode().strip().splitlines()[-2:]
+    keys = AgentPublicKeys.from_line(keys_line)
+    try:
+        async with rpc.connect(installation.hub.api_socket) as channel:
+            await SiteServiceStub(channel).RegisterSite(
+                site_service_pb2.RegisterSiteRequest(name=LOCAL_SITE, ssh_public_key=ssh_key)
+            )
+        async with rpc.connect(installation.credentials.operator_socket) as channel:
+            agent = credential_service_pb2.Agent(
+                agent_id=LOCAL_SITE, signing_public_key=keys.signing, sealing_public_key=keys.sealing
+            )
+            await CredentialServiceStub(channel).RegisterAgent(
+                credential_service_pb2.RegisterAgentRequest(agent=agent)
+            )
+    except grpc.aio.AioRpcError as error:
+        raise SendenseError.from_rpc(error, doing="making the local agent known") from error
+    await start("agent", "sendense_agent.main", "run", *where)  # type: ignore[misc]
+
+
+async def _agent_connected(
+    installation: Installation, children: dict[str, asyncio.subprocess.Process]
+) -> None:
+    connected = False
+
+    async def look() -> None:
+        nonlocal connected
+        async with rpc.connect(installation.hub.api_socket) as channel:
+            answer = await SiteServiceStub(channel).ListSites(site_service_pb2.ListSitesRequest(), timeout=5)
+            connected = any(site.connected for site in answer.sites if site.name == LOCAL_SITE)
+
+    deadline = asyncio.get_running_loop().time() + _READY_WITHIN_S
+    while not connected:
+        if children["agent"].returncode is not None or asyncio.get_running_loop().time() > deadline:
+            raise _did_not("agent", "connect to the hub", installation)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await look()
+        if not connected:
+            await asyncio.sleep(0.1)
+
+
+@contextlib.asynccontextmanager
+async def _child(name: str, command: Sequence[str], logs: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    with (logs / f"{name}.log").open("ab") as log_file:
+        child = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            env={**os.environ, PARENT_ENV: str(os.getpid())},
+            start_new_session=True,  # Ctrl-C goes to us alone; we stop the children in order
+        )
+    try:
+        yield child
+    finally:
+        await process.stop(child, grace_s=_STOP_GRACE_S[name])
+
+
+async def _finished(command: Sequence[str]) -> bytes:
+    """Output of a command that ends by itself."""
+    child = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, errors = await child.communicate()
+    if child.returncode:
+        raise SendenseError(Reason.REASON_INTERNAL, errors.decode(errors="replace").strip())
+    return output
+
+
+async def _ready(
+    socket: Path, name: str, children: dict[str, asyncio.subprocess.Process], installation: Installation
+) -> None:
+    healthy = asyncio.create_task(rpc.wait_healthy(socket, timeout_s=_READY_WITHIN_S, what=name))
+    ended = asyncio.create_task(children[name].wait())
+    try:
+        await asyncio.wait({healthy, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not healthy.done() or healthy.exception() is not None:
+            raise _did_not(name, "start", installation)
+    finally:
+        for task in (healthy, ended):
+            task.cancel()
+        await asyncio.gather(healthy, ended, return_exceptions=True)
+
+
+async def _until(
+    condition: Callable[[], bool],
+    name: str,
+    what: str,
+    children: dict[str, asyncio.subprocess.Process],
+    installation: Installation,
+) -> None:
+    deadline = asyncio.get_running_loop().time() + _READY_WITHIN_S
+    while not condition():
+        if children[name].returncode is not None or asyncio.get_running_loop().time() > deadline:
+            raise _did_not(name, what, installation)
+        await asyncio.sleep(0.05)
+
+
+def _did_not(name: str, what: str, installation: Installation) -> SendenseError:
+    log_file = installation.logs / f"{name}.log"
+    last = ""
+    with contextlib.suppress(OSError):
+        lines = log_file.read_text(errors="replace").strip().splitlines()
+        last = next((line for line in reversed(lines) if " ERROR " in line), lines[-1] if lines else "")
+    return SendenseError(
+        Reason.REASON_SERVICE_UNAVAILABLE,
+        f"{name} did not {what}" + (f": {last}" if last else ""),
+        remedy=f"Read {log_file}.",
+    )
+
+
+async def until_signal() -> None:
+    """Returns at Ctrl-C or SIGTERM."""
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    await told.wait()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A job's trace as a tree with times."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from sendense.hub.v1 import job_service_pb2 as pb
+from sendense_cli import words
+
+_BAR = 30
+
+
+def tree(spans: Sequence[pb.Span]) -> Table:
+    """Spans below their parents, each with its service, its time and where it lies in the whole."""
+    known = {span.span_id for span in spans}
+    children: dict[str, list[pb.Span]] = defaultdict(list)
+    for span in spans:
+        parent = span.parent_span_id if span.parent_span_id in known else ""
+        children[parent].append(span)
+    first = min((_start(span) for span in spans), default=0.0)
+    last = max((_start(span) + _length(span) for span in spans), default=1.0)
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("SPAN", "SERVICE"):
+        made.add_column(column, overflow="fold")
+    made.add_column("TOOK", justify="right")
+    made.add_column("", no_wrap=True)
+    _add(made, children, "", "", first, max(last - first, 1e-9))
+    return made
+
+
+def _add(
+    made: Table, children: dict[str, list[pb.Span]], parent: str, indent: str, first: float, whole: float
+) -> None:
+    listed = sorted(children[parent], key=_start)
+    for number, span in enumerate(listed):
+        is_last = number == len(listed) - 1
+        branch = "" if not indent and not parent else ("└─ " if is_last else "├─ ")
+        name = Text(f"{indent}{branch}{span.name}", style="red" if span.error else "")
+        if span.error:
+            name.append(f"  {escape(span.error)}", style="red")
+        made.add_row(
+            name,
+            Text(span.service.removeprefix("sendense-"), style="cyan"),
+            words.duration(_length(span)),
+            Text(_bar(_start(span) - first, _length(span), whole), style="blue"),
+        )
+        below = indent + ("" if not branch else ("   " if is_last else "│  "))
+        _add(made, children, span.span_id, below, first, whole)
+
+
+def _bar(offset: float, length: float, whole: float) -> str:
+    start = min(int(offset / whole * _BAR), _BAR - 1)
+    size = max(1, round(length / whole * _BAR))
+    return " " * start + "█" * min(size, _BAR - start)
+
+
+def _start(span: pb.Span) -> float:
+    return span.start_time.ToNanoseconds() / 1e9
+
+
+def _length(span: pb.Span) -> float:
+    return span.duration.ToNanoseconds() / 1e9
