@@ -152,7 +152,7 @@ def summary(job: pb.Job) -> Group:
         facts.append(("Warning", Text(warning.message, style="yellow")))
     for name, value in facts:
         head.add_row(name, value)
-    return Group(head, *([Text(""), disks(job)] if job.disks else []))
+    return Group(head, Text(""), disks(job)) if job.disks else Group(head)
 
 
 def disks(job: pb.Job) -> Table:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sendense up`: credentials, hub and one local agent as child processes, in order, each ready before the next."""
+"""`sendense up`: credentials, hub and one local agent as child processes, each ready before the next."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def _start_agent(installation: Installation, start: Callable[..., object])
             f"--site={LOCAL_SITE}",
             f"--hub={dialled}",
             f"--hub-key={host_key}",
-        ]  # fmt: skip
+        ]
     )
     ssh_key, keys_line = output.decode().strip().splitlines()[-2:]
     keys = AgentPublicKeys.from_line(keys_line)

@@ -49,12 +49,12 @@ def short(identity: str) -> str:
 
 
 def state(job: job_pb2.Job) -> str:
-    """succeeded, failed, …"""
+    """The state in a word, as "succeeded"."""
     return job_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
 
 
 def phase(value: job_pb2.JobPhase.ValueType) -> str:
-    """copy, commit, …"""
+    """The phase in a word, as "copy"."""
     return job_pb2.JobPhase.Name(value).removeprefix("JOB_PHASE_").lower().replace("_", " ")
 
 

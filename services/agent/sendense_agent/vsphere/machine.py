@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyVmomi import vim, vmodl
-from pyVmomi.VmomiSupport import VmomiJSONEncoder
+from pyVmomi.VmomiJSONEncoder import VmomiJSONEncoder
 
 from sendense.agent.v1 import backup_pb2
 from sendense.common.v1.reason_pb2 import Reason

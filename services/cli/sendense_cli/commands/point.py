@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sendense.hub.v1 import point_service_pb2 as pb
 from sendense.hub.v1.point_service_pb2_grpc import PointServiceStub
@@ -186,7 +186,7 @@ class _bar:  # noqa: N801 - used as a function
             disable=session.as_json or not console.is_terminal,
         )
 
-    def __enter__(self) -> tuple[Progress, object]:
+    def __enter__(self) -> tuple[Progress, TaskID]:
         self._progress.start()
         return self._progress, self._progress.add_task("")
 

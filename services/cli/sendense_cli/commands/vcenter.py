@@ -58,8 +58,8 @@ def add(
 ) -> None:
     """Add a vCenter. The password goes straight to the credentials service; nobody logs in yet.
 
-    Example: sendense vcenter add prod --address vc.example.net --username backup@vsphere.local \\
-    --password-file pw --ca-file ca.pem && sendense vcenter test prod
+    Example: sendense vcenter add prod --address vc.example.net --username backup@vsphere.local
+    --password-file pw --ca-file ca.pem
     """
     session = Session(state, as_json=as_json)
 
@@ -110,8 +110,8 @@ def list_(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     session.run(work())
 
 
-@app.command()
-def test(name: Name, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
+@app.command("test")
+def test_(name: Name, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     """Log in once through the site's agent, and say what is wrong if it does not work.
 
     Example: sendense vcenter test prod
