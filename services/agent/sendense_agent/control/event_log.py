@@ -23,7 +23,9 @@ class EventLog:
         """Whether the last event is `done` or `failed`."""
 
     def append(self, event: pb.RunBackupResponse) -> None:
-        """Adds what the worker said."""
+        """Adds what the worker said; nothing follows the last event."""
+        if self.ended:
+            return
         if event.WhichOneof("event") == "progress":
             self._progress = event
         else:
@@ -45,21 +47,25 @@ class EventLog:
         while not (self.ended and self._acked == self._last):
             await self._news.wait()
 
-    def knows_after(self, seq: int) -> bool:
-        """Whether every event after `seq` is still here."""
+    def continues_after(self, seq: int) -> bool:
+        """Whether there is, or may still be, an event after `seq`, and all of them are here."""
+        if self.ended and seq == self._last:
+            return False
         return self._acked <= seq <= self._last
 
     async def follow(self, after_seq: int) -> AsyncGenerator[pb.RunBackupResponse, None]:
-        """Events after `after_seq` as they come, to the last one."""
-        sent, shown = after_seq, None
+        """Events after `after_seq` as they come, to the last one; of progress only what is new."""
+        sent, shown = after_seq, self._progress
         while True:
             news = self._news
+            # Before the events: a disk's last counters come with its `disk_done`, and counters never fall.
+            if self._progress is not shown and not self.ended:
+                shown = self._progress
+                assert shown is not None
+                yield shown
             for event in [each for each in self._events if each.seq > sent]:
                 sent = event.seq
                 yield event
-            if self._progress is not None and self._progress is not shown:
-                shown = self._progress
-                yield shown
             if self.ended and sent >= self._last:
                 return
             await news.wait()

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from sendense.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from sendense_agent.config import load_config, ssh_key_file
 from sendense_agent.control.jobs import Jobs
+from sendense_agent.control.worker_process import WorkerCommand, worker_command
 from sendense_agent.rpc.agent_service import AgentService
 from sendense_common import rpc
 from sendense_common.keys import ensure_agent_keys
@@ -22,8 +23,13 @@ from sendense_common.tunnel import Tunnel, ensure_key, keep_connected
 log = logging.getLogger(__name__)
 
 
-async def serve(paths: AgentPaths, stopping: asyncio.Event) -> None:
+async def serve(paths: AgentPaths, stopping: asyncio.Event, *, command: WorkerCommand | None = None) -> None:
     """Runs an agent until `stopping` is set; its jobs clean up before it returns.
+
+    Args:
+        paths: of the agent.
+        stopping: ends it.
+        command: starts a worker; by default this package's.
 
     Raises:
         SendenseError: it was not configured, or another agent uses the state directory.
@@ -31,16 +37,17 @@ async def serve(paths: AgentPaths, stopping: asyncio.Event) -> None:
     private_dir(paths.state)
     private_dir(paths.run)
     config = load_config(paths)
+    command = command or worker_command(paths)
     with only_one(paths.state / "agent.lock", "agent"):
         ensure_key(ssh_key_file(paths), config.agent_id)
         ensure_agent_keys(paths.lease_keys_file)
         for leftover in (paths.exports_dir, paths.run / "n"):
             shutil.rmtree(leftover, ignore_errors=True)
-        jobs = Jobs(paths)
+        jobs = Jobs(command)
         service = rpc.Service(
             "sendense.agent.v1.AgentService",
             add_AgentServiceServicer_to_server,
-            AgentService(paths, config.agent_id, jobs),
+            AgentService(config.agent_id, command, jobs),
         )
 
         @contextlib.asynccontextmanager
@@ -56,13 +63,24 @@ async def serve(paths: AgentPaths, stopping: asyncio.Event) -> None:
         async with rpc.serve(paths.grpc_socket, [service]):
             tunnel = asyncio.create_task(keep_connected(config.tunnel(paths), connected, tunnel_ended))
             try:
-                await stopping.wait()
+                await _until(stopping, tunnel)
+            finally:
                 # The tunnel stays until the jobs have cleaned up and the hub has heard of it.
                 await jobs.stop()
                 await _let_streams_end(jobs)
-            finally:
                 tunnel_ended.set()
                 await asyncio.gather(tunnel, return_exceptions=True)
+
+
+async def _until(stopping: asyncio.Event, tunnel: asyncio.Task[None]) -> None:
+    """Returns when the agent is to stop; an agent whose tunnel ended by a defect is of no use."""
+    stop = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({stop, tunnel}, return_when=asyncio.FIRST_COMPLETED)
+        if tunnel.done():
+            tunnel.result()
+    finally:
+        stop.cancel()
 
 
 async def _let_streams_end(jobs: Jobs) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
@@ -19,10 +18,25 @@ from sendense_common import process, telemetry
 from sendense_common.errors import SendenseError
 from sendense_common.paths import AgentPaths
 
-log = logging.getLogger(__name__)
+WorkerCommand = Callable[[str], Sequence[str]]
+"""The command line of a worker that works for a span, given as a traceparent."""
 
-# A backup's worker removes its snapshot first.
-_STOP_GRACE_S = 120.0
+# Backups are asked to end by a message, and waited for; this is for what does not listen any more.
+_STOP_GRACE_S = 10.0
+
+
+def worker_command(paths: AgentPaths) -> WorkerCommand:
+    """Starts `sendense_agent.worker` for the agent at `paths`."""
+
+    def command(traceparent: str) -> list[str]:
+        return [
+            *process.dying_with_parent([sys.executable, "-m", "sendense_agent.worker"]),
+            f"--state={paths.state}",
+            f"--run={paths.run}",
+            f"--traceparent={traceparent}",
+        ]
+
+    return command
 
 
 class WorkerProcess:
@@ -57,25 +71,25 @@ class WorkerProcess:
                 remedy="The agent's log has its last words.",
             )
 
-    def terminate(self) -> None:
-        """Asks it to clean up and end."""
-        with contextlib.suppress(ProcessLookupError):
-            self._child.terminate()
-
 
 @contextlib.asynccontextmanager
-async def start_worker(paths: AgentPaths, request: Message) -> AsyncIterator[WorkerProcess]:
-    """A worker for one operation, whose first message it is; ended and waited for when the block ends."""
-    child = await asyncio.create_subprocess_exec(
-        *process.dying_with_parent([sys.executable, "-m", "sendense_agent.worker"]),
-        f"--state={paths.state}",
-        f"--run={paths.run}",
-        f"--traceparent={telemetry.traceparent()}",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,
-        limit=2**26,
-    )
+async def start_worker(command: WorkerCommand, request: Message) -> AsyncIterator[WorkerProcess]:
+    """A worker for one operation, whose first message it is; ended and waited for when the block ends.
+
+    Raises:
+        SendenseError: INTERNAL when it cannot be started.
+    """
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *command(telemetry.traceparent()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            # Ctrl-C in a terminal goes to the agent alone, which ends its workers in order.
+            start_new_session=True,
+            limit=2**26,
+        )
+    except OSError as error:
+        raise SendenseError(Reason.REASON_INTERNAL, f"a worker could not be started: {error}") from error
     try:
         worker = WorkerProcess(child)
         await worker.send(request)

@@ -17,11 +17,11 @@ from sendense.agent.v1 import agent_service_pb2 as pb
 from sendense.agent.v1 import backup_pb2
 from sendense.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
 from sendense.common.v1.reason_pb2 import Reason
-from sendense_agent.control.jobs import Job, Jobs
-from sendense_agent.control.worker_process import start_worker
+from sendense_agent.control.job import Job
+from sendense_agent.control.jobs import Jobs
+from sendense_agent.control.worker_process import WorkerCommand, start_worker
 from sendense_agent.worker.channel import unpack
 from sendense_common.errors import SendenseError, invalid
-from sendense_common.paths import AgentPaths
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _TOOLS = ("nbdkit", "nbdinfo", "setpriv")
@@ -32,8 +32,9 @@ M = TypeVar("M", bound=Message)
 class AgentService(AgentServiceServicer):
     """What an agent does for its hub."""
 
-    def __init__(self, paths: AgentPaths, agent_id: str, jobs: Jobs) -> None:
-        self._paths = paths
+    def __init__(self, agent_id: str, command: WorkerCommand, jobs: Jobs) -> None:
+        """Args: command: starts a worker."""
+        self._command = command
         self._agent_id = agent_id
         self._jobs = jobs
         self._tools: dict[str, str] | None = None
@@ -54,7 +55,7 @@ class AgentService(AgentServiceServicer):
     ) -> AsyncIterator[pb.ListVirtualMachinesResponse]:
         """See the contract."""
         async with (
-            start_worker(self._paths, request) as worker,
+            start_worker(self._command, request) as worker,
             contextlib.aclosing(worker.messages()) as messages,
         ):
             async for wrapped in messages:
@@ -70,6 +71,8 @@ class AgentService(AgentServiceServicer):
         self, request: pb.CleanUpSnapshotsRequest, context: _Context
     ) -> pb.CleanUpSnapshotsResponse:
         """See the contract."""
+        # A hub that was restarted speaks of jobs whose workers may still be here.
+        await self._jobs.end_all((each.job_id for each in request.snapshots), "the hub says that it is over")
         return await self._ask(request, pb.CleanUpSnapshotsResponse)
 
     async def RunBackup(
@@ -81,19 +84,15 @@ class AgentService(AgentServiceServicer):
         if first is None or first.WhichOneof("message") != "start":
             raise invalid("message", "the first one must be `start`")
         _check(first.start)
-        try:
-            job = self._jobs.start_or_join(first)
-        except SendenseError as error:
-            if error.reason != Reason.REASON_JOB_LOST:
-                raise
-            yield backup_pb2.RunBackupResponse(
-                seq=first.start.after_seq + 1,
-                failed=backup_pb2.BackupFailed(failure=error.to_failure(), snapshot_left=True),
-            )
+        job = await self._jobs.start_or_join(first)
+        if isinstance(job, backup_pb2.BackupFailed):
+            event = backup_pb2.RunBackupResponse(seq=first.start.after_seq + 1, failed=job)
+            event.time.GetCurrentTime()
+            yield event
             return
         listening = asyncio.create_task(_pass_on(requests, job))
         try:
-            async with contextlib.aclosing(self._jobs.follow(job, first.start.after_seq)) as events:
+            async with contextlib.aclosing(job.follow(first.start.after_seq)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -103,7 +102,7 @@ class AgentService(AgentServiceServicer):
     async def _ask(self, request: Message, kind: type[M]) -> M:
         """The one answer of a worker."""
         async with (
-            start_worker(self._paths, request) as worker,
+            start_worker(self._command, request) as worker,
             contextlib.aclosing(worker.messages()) as messages,
         ):
             async for wrapped in messages:

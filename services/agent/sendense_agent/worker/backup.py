@@ -6,25 +6,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1 import operation_pb2
-from sendense_agent.datapath import CopyOrder, Mover, datastore_source, start_mover
 from sendense_agent.vsphere import Machine, Session, Snapshot, find_machine
 from sendense_agent.worker.channel import Channel, unpack
+from sendense_agent.worker.copying import Copying, confirm
 from sendense_agent.worker.plan import DiskPlan, plan_disk
 from sendense_agent.worker.site import Site
 from sendense_common import telemetry
-from sendense_common.errors import SendenseError, invalid
-from sendense_common.paths import private_dir
+from sendense_common.errors import SendenseError
 
 log = logging.getLogger(__name__)
 
-_PROGRESS_EVERY_S = 0.25
-_LOOK_EVERY_S = 30.0
 _NO_CHANGE_ID = (
     "Changed block tracking is off and could not be turned on (the VM has other snapshots, or is powered "
     "off): the next backup will be a full again."
@@ -40,25 +36,28 @@ class Backup:
         self._start = start
         self._exports: asyncio.Future[pb.OpenExports] = asyncio.get_running_loop().create_future()
         self._committed: asyncio.Future[pb.CommitPoint] = asyncio.get_running_loop().create_future()
-        self._movers: dict[int, Mover] = {}
-        self._progress: dict[int, pb.DiskProgress] = {}
-        self._told_at = 0.0
+        self._copying = Copying(site, start.job_id, start.vm_name, self._say)
         self._snapshot_left = False
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Works until `done` or `failed` has been said; `stopping` or a cancel ends it early."""
-        cause: SendenseError | None = None
         work = asyncio.create_task(self._work())
         listening = asyncio.create_task(self._listen())
-        stop = asyncio.create_task(stopping.wait())
+        stop = asyncio.create_task(_stopped(stopping))
+        cause: SendenseError | None = None
         try:
-            await asyncio.wait({work, listening, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                cause = _cancelled(stop.done())
-                work.cancel()
-            await asyncio.wait({work})
+            enders = {listening, stop}
+            while not work.done():
+                done, _ = await asyncio.wait({work, *enders}, return_when=asyncio.FIRST_COMPLETED)
+                # A point that is complete stays so; what is left then is the snapshot, and it goes anyway.
+                if cause is None and not self._committed.done():
+                    for ender in done & enders:
+                        cause = ender.result()
+                        work.cancel()
+                enders -= done
             if work.cancelled():
-                raise cause or _cancelled(stopped=True)
+                assert cause is not None
+                raise cause
             work.result()
         except SendenseError as error:
             failed = pb.BackupFailed(failure=(cause or error).to_failure(), snapshot_left=self._snapshot_left)
@@ -68,8 +67,8 @@ class Backup:
                 task.cancel()
             await asyncio.gather(work, listening, stop, return_exceptions=True)
 
-    async def _listen(self) -> None:
-        """What the hub says; returns when the backup is to be cancelled, or nobody listens any more."""
+    async def _listen(self) -> SendenseError:
+        """Takes what the hub says; returns why the backup has to end."""
         while (wrapped := await self._channel.receive()) is not None:
             request = unpack(wrapped, pb.RunBackupRequest)
             if request is None:
@@ -82,12 +81,11 @@ class Backup:
                     if not self._committed.done():
                         self._committed.set_result(request.committed)
                 case "limit":
-                    share = request.limit.bytes_per_second // max(1, len(self._movers))
-                    for mover in list(self._movers.values()):
-                        await mover.limit(max(share, 1) if request.limit.bytes_per_second else 0)
+                    await self._copying.limit(request.limit.bytes_per_second)
                 case "cancel":
                     log.info("job %s is cancelled: %s", self._start.job_id, request.cancel.cause)
-                    return
+                    return SendenseError(Reason.REASON_CANCELLED, request.cancel.cause, retryable=False)
+        return _agent_stopped()
 
     async def _work(self) -> None:
         start = self._start
@@ -106,9 +104,10 @@ class Backup:
                 exports = await self._exports
                 await self._phase(pb.AGENT_PHASE_COPY)
                 with telemetry.span("copy", disks=len(plans)):
-                    await self._copy(session, snapshot, plans, exports)
+                    await self._copying.run(session, snapshot, plans, exports)
                 await self._phase(pb.AGENT_PHASE_CONFIRM)
-                await self._confirm(snapshot)
+                with telemetry.span("confirm snapshot"):
+                    await confirm(snapshot, start.vm_name)
                 await self._say(pb.RunBackupResponse(copied=pb.DisksCopied()))
                 await self._committed
                 await self._phase(pb.AGENT_PHASE_REMOVE_SNAPSHOT)
@@ -127,42 +126,37 @@ class Backup:
     async def _snapshot(self, machine: Machine) -> AsyncIterator[Snapshot]:
         """One snapshot, gone when the block ends, whatever happens in it or while it is made."""
         start = self._start
-        with telemetry.span("create snapshot"):
-            making = asyncio.create_task(machine.create_snapshot(start.hub_id, start.job_id, start.quiesce))
-            try:
+        making = asyncio.create_task(machine.create_snapshot(start.hub_id, start.job_id, start.quiesce))
+        try:
+            with telemetry.span("create snapshot"):
                 snapshot = await asyncio.shield(making)
-            except asyncio.CancelledError:
-                # vSphere goes on making it, and nobody else would know of it.
-                for result in await asyncio.gather(making, return_exceptions=True):
-                    if isinstance(result, Snapshot):
-                        await self._remove(result)
-                    else:
-                        self._snapshot_left = True
-                raise
-            except SendenseError as error:
-                self._snapshot_left = error.reason in {
-                    Reason.REASON_DEADLINE_EXCEEDED,
-                    Reason.REASON_VCENTER_UNREACHABLE,
-                    Reason.REASON_VCENTER_SESSION_LOST,
-                }
-                raise
+        except (SendenseError, asyncio.CancelledError):
+            # vSphere may have made it, or may go on making it, and nobody else would know of it.
+            await _undisturbed(self._remove_unknown(machine, making))
+            raise
         try:
             yield snapshot
         finally:
             with telemetry.span("remove snapshot"):
-                await self._remove(snapshot)
+                await _undisturbed(self._remove(snapshot))
 
     async def _remove(self, snapshot: Snapshot) -> None:
-        removing = asyncio.create_task(snapshot.remove())
         try:
-            await asyncio.shield(removing)
+            await snapshot.remove()
         except SendenseError as error:
             self._snapshot_left = True
             log.error("the snapshot %s was not removed: %s", snapshot.moref, error)
             await self._warn("snapshot_not_removed", error.message)
-        except asyncio.CancelledError:
-            await asyncio.gather(removing, return_exceptions=True)
-            raise
+
+    async def _remove_unknown(self, machine: Machine, making: asyncio.Task[Snapshot]) -> None:
+        """Removes what a call that failed, or was not waited for, may have made."""
+        await asyncio.wait({making})
+        try:
+            for snapshot in await machine.own_snapshots(self._start.hub_id, {self._start.job_id}):
+                await self._remove(snapshot)
+        except SendenseError as error:
+            self._snapshot_left = True
+            log.error("whether there is a snapshot of job %s is not known: %s", self._start.job_id, error)
 
     async def _plan(
         self, session: Session, machine: Machine, snapshot: Snapshot, *, just_enabled: bool
@@ -189,6 +183,8 @@ class Backup:
                 )
                 for disk in found.eligible
             ]
+        if self._start.require_incremental:
+            _refuse_fulls(machine.name, plans)
         for plan in plans:
             if not plan.disk.change_id:
                 await self._warn("no_change_id", _NO_CHANGE_ID, plan.disk.key)
@@ -217,104 +213,6 @@ class Backup:
         )
         return plans
 
-    async def _copy(
-        self, session: Session, snapshot: Snapshot, plans: list[DiskPlan], exports: pb.OpenExports
-    ) -> None:
-        """All disks at once; the first failure ends the others."""
-        by_key = {export.disk_key: export for export in exports.exports}
-        if set(by_key) != {plan.disk.key for plan in plans}:
-            raise invalid("exports", "are not those of the planned disks")
-        looking = asyncio.create_task(self._look_after(snapshot))
-        copying = [
-            asyncio.create_task(self._copy_disk(session, snapshot, plan, by_key[plan.disk.key]))
-            for plan in plans
-        ]
-        try:
-            pending = {looking, *copying}
-            while not all(task.done() for task in copying):
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-        finally:
-            for task in (looking, *copying):
-                task.cancel()
-            await asyncio.gather(looking, *copying, return_exceptions=True)
-
-    async def _copy_disk(
-        self, session: Session, snapshot: Snapshot, plan: DiskPlan, export: pb.DiskExport
-    ) -> None:
-        disk, paths = plan.disk, self._site.paths
-        if export.capacity_bytes != disk.capacity_bytes:
-            raise SendenseError(
-                Reason.REASON_DISK_MISMATCH,
-                f"the hub's export for {disk.label} has {export.capacity_bytes} bytes, "
-                f"the disk has {disk.capacity_bytes}",
-                disk=disk.key,
-            )
-        async with contextlib.AsyncExitStack() as stack:
-            source = await stack.enter_async_context(
-                datastore_source(
-                    url=await snapshot.source_url(disk),
-                    cookie=session.cookie(),
-                    trust_pem=session.trusted.trust_pem,
-                    capacity_bytes=disk.capacity_bytes,
-                    run_dir=paths.run / "n",
-                    label=f"{self._start.job_id[:8]}-{disk.key}",
-                )
-            )
-            order = CopyOrder(
-                disk_key=disk.key,
-                label=f"{disk.label} of VM {self._start.vm_name}",
-                capacity_bytes=disk.capacity_bytes,
-                read=plan.read,
-                zero=plan.zero,
-                source=source,
-                tunnel=self._site.config.tunnel(paths),
-                export_name=export.export_name,
-                local_socket=private_dir(paths.exports_dir) / f"{export.export_name}.sock",
-                write_zeroes=export.write_zeroes,
-                traceparent=telemetry.traceparent(),
-                telemetry_socket=paths.telemetry_socket,
-            )
-            mover = await stack.enter_async_context(start_mover(order))
-            self._movers[disk.key] = mover
-            try:
-                async with contextlib.aclosing(mover.events()) as events:
-                    async for event in events:
-                        await self._take(event)
-            finally:
-                del self._movers[disk.key]
-
-    async def _take(self, event: pb.DiskProgress | pb.Checkpoint | pb.DiskDone) -> None:
-        match event:
-            case pb.DiskProgress():
-                self._progress[event.disk_key] = event
-                now = time.monotonic()
-                if now - self._told_at >= _PROGRESS_EVERY_S:
-                    self._told_at = now
-                    await self._say(
-                        pb.RunBackupResponse(progress=pb.BackupProgress(disks=self._progress.values()))
-                    )
-            case pb.Checkpoint():
-                await self._say(pb.RunBackupResponse(checkpoint=event))
-            case pb.DiskDone():
-                await self._say(pb.RunBackupResponse(disk_done=event))
-
-    async def _look_after(self, snapshot: Snapshot) -> None:
-        """Ends the copy when somebody removes the snapshot: what is read from then on may be anything."""
-        while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
-            await self._confirm(snapshot)
-
-    async def _confirm(self, snapshot: Snapshot) -> None:
-        if not await snapshot.exists():
-            raise SendenseError(
-                Reason.REASON_SNAPSHOT_LOST,
-                f"somebody removed the snapshot of VM {self._start.vm_name} while it was read",
-                remedy="What was copied is not consistent and was discarded. Start the backup again.",
-                vm=self._start.vm_name,
-            )
-
     # --- saying things ---
 
     async def _phase(self, phase: pb.AgentPhase.ValueType) -> None:
@@ -331,11 +229,43 @@ class Backup:
         await self._channel.send(event)
 
 
-def _cancelled(stopped: bool) -> SendenseError:
-    if stopped:
-        return SendenseError(
-            Reason.REASON_SERVICE_STOPPING,
-            "the agent was stopped while the job ran",
-            remedy="Start the backup again when the agent runs.",
+def _refuse_fulls(vm_name: str, plans: list[DiskPlan]) -> None:
+    """Raises INCREMENTAL_NOT_POSSIBLE if any disk would be copied in full."""
+    fulls = [plan for plan in plans if plan.mode != pb.DISK_MODE_INCREMENTAL]
+    if fulls:
+        why = ", ".join(f"{plan.disk.label}: {plan.reason}" for plan in fulls)
+        raise SendenseError(
+            Reason.REASON_INCREMENTAL_NOT_POSSIBLE,
+            f"an incremental of VM {vm_name} is not possible ({why})",
+            remedy="Start it with `--mode auto`, or `--mode full`.",
+            vm=vm_name,
+            disk=fulls[0].disk.key,
+            why=why,
         )
-    return SendenseError(Reason.REASON_CANCELLED, "the job was cancelled", retryable=False)
+
+
+async def _undisturbed(work: Coroutine[None, None, None]) -> None:
+    """Does it to its end even when this task is cancelled meanwhile, which then counts afterwards."""
+    task = asyncio.ensure_future(work)
+    interrupted: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as cancelled:
+            interrupted = cancelled
+    task.result()
+    if interrupted is not None:
+        raise interrupted
+
+
+async def _stopped(stopping: asyncio.Event) -> SendenseError:
+    await stopping.wait()
+    return _agent_stopped()
+
+
+def _agent_stopped() -> SendenseError:
+    return SendenseError(
+        Reason.REASON_SERVICE_STOPPING,
+        "the agent was stopped while the job ran",
+        remedy="Start the backup again when the agent runs.",
+    )

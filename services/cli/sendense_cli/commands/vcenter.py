@@ -111,7 +111,7 @@ def list_(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
 
 
 @app.command("test")
-def test_(name: Name, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
+def check(name: Name, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     """Log in once through the site's agent, and say what is wrong if it does not work.
 
     Example: sendense vcenter test prod

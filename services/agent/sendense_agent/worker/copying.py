@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copying the disks of one snapshot: a source and a mover for each, what they say put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+from sendense.agent.v1 import backup_pb2 as pb
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.datapath import CopyOrder, Mover, datastore_source, start_mover
+from sendense_agent.vsphere import Session, Snapshot
+from sendense_agent.worker.plan import DiskPlan
+from sendense_agent.worker.site import Site
+from sendense_common import telemetry
+from sendense_common.errors import SendenseError, invalid
+from sendense_common.paths import private_dir
+
+_PROGRESS_EVERY_S = 0.25
+
+Say = Callable[[pb.RunBackupResponse], Awaitable[None]]
+
+
+class Copying:
+    """The copy of one backup; runs once."""
+
+    def __init__(self, site: Site, job_id: str, vm_name: str, say: Say) -> None:
+        """Args: say: takes progress, checkpoints and finished disks."""
+        self._site = site
+        self._job_id = job_id
+        self._vm_name = vm_name
+        self._say = say
+        self._movers: dict[int, Mover] = {}
+        self._bytes_per_second = 0
+        self._progress: dict[int, pb.DiskProgress] = {}
+        self._told_at = 0.0
+
+    async def limit(self, bytes_per_second: int) -> None:
+        """Reads no faster over all disks, also those that start later; 0 is no limit."""
+        self._bytes_per_second = max(0, bytes_per_second)
+        await self._share()
+
+    async def run(
+        self, session: Session, snapshot: Snapshot, plans: list[DiskPlan], exports: pb.OpenExports
+    ) -> None:
+        """Copies all disks at once; the first failure ends the others. Nothing runs any more afterwards.
+
+        Raises:
+            SendenseError: INVALID_REQUEST, DISK_MISMATCH, SNAPSHOT_LOST, and those of sources and movers.
+        """
+        by_key = _matched(plans, exports)
+        self._progress = {plan.disk.key: pb.DiskProgress(disk_key=plan.disk.key) for plan in plans}
+        copies = [
+            asyncio.create_task(self._copy(session, snapshot, plan, by_key[plan.disk.key])) for plan in plans
+        ]
+        try:
+            await asyncio.gather(*copies)
+        finally:
+            for task in copies:
+                task.cancel()
+            await asyncio.gather(*copies, return_exceptions=True)
+
+    async def _copy(
+        self, session: Session, snapshot: Snapshot, plan: DiskPlan, export: pb.DiskExport
+    ) -> None:
+        disk, paths = plan.disk, self._site.paths
+        async with (
+            datastore_source(
+                url=await snapshot.source_url(disk),
+                cookie=session.cookie(),
+                trust_pem=session.trusted.trust_pem,
+                capacity_bytes=disk.capacity_bytes,
+                run_dir=paths.run / "n",
+                label=f"{self._job_id[:8]}-{disk.key}",
+            ) as source,
+            start_mover(
+                CopyOrder(
+                    disk_key=disk.key,
+                    label=f"{disk.label} of VM {self._vm_name}",
+                    capacity_bytes=disk.capacity_bytes,
+                    read=plan.read,
+                    zero=plan.zero,
+                    source=source,
+                    tunnel=self._site.config.tunnel(paths),
+                    export_name=export.export_name,
+                    local_socket=private_dir(paths.exports_dir) / f"{export.export_name}.sock",
+                    write_zeroes=export.write_zeroes,
+                    traceparent=telemetry.traceparent(),
+                    telemetry_socket=paths.telemetry_socket,
+                )
+            ) as mover,
+            contextlib.aclosing(mover.events()) as events,
+        ):
+            self._movers[disk.key] = mover
+            await self._share()
+            try:
+                async for event in events:
+                    await self._take(event, snapshot)
+            finally:
+                del self._movers[disk.key]
+        await self._share()
+
+    async def _take(self, event: pb.DiskProgress | pb.Checkpoint | pb.DiskDone, snapshot: Snapshot) -> None:
+        match event:
+            case pb.DiskProgress():
+                self._progress[event.disk_key] = event
+                if time.monotonic() - self._told_at >= _PROGRESS_EVERY_S:
+                    self._told_at = time.monotonic()
+                    progress = pb.BackupProgress(disks=self._progress.values())
+                    await self._say(pb.RunBackupResponse(progress=progress))
+            case pb.Checkpoint():
+                # The disk's files are frozen only while the snapshot exists: without it, what was read last
+                # may be anything.
+                await confirm(snapshot, self._vm_name)
+                await self._say(pb.RunBackupResponse(checkpoint=event))
+            case pb.DiskDone():
+                self._progress[event.progress.disk_key] = event.progress
+                await self._say(pb.RunBackupResponse(disk_done=event))
+
+    async def _share(self) -> None:
+        """Gives each mover its part of the rate."""
+        for mover in list(self._movers.values()):
+            share = max(1, self._bytes_per_second // len(self._movers)) if self._bytes_per_second else 0
+            await mover.limit(share)
+
+
+async def confirm(snapshot: Snapshot, vm_name: str) -> None:
+    """Raises SNAPSHOT_LOST unless the snapshot is still there."""
+    if not await snapshot.exists():
+        raise SendenseError(
+            Reason.REASON_SNAPSHOT_LOST,
+            f"somebody removed the snapshot of VM {vm_name} while it was read",
+            remedy="What was copied is not consistent and was discarded. Start the backup again.",
+            vm=vm_name,
+        )
+
+
+def _matched(plans: list[DiskPlan], exports: pb.OpenExports) -> dict[int, pb.DiskExport]:
+    """The export of each disk, by its key; they belong together by key and by size."""
+    by_key = {export.disk_key: export for export in exports.exports}
+    if set(by_key) != {plan.disk.key for plan in plans} or len(by_key) != len(exports.exports):
+        raise invalid("exports", "are not those of the planned disks")
+    for plan in plans:
+        disk, export = plan.disk, by_key[plan.disk.key]
+        if export.capacity_bytes != disk.capacity_bytes:
+            raise SendenseError(
+                Reason.REASON_DISK_MISMATCH,
+                f"the hub's export for {disk.label} has {export.capacity_bytes} bytes, "
+                f"the disk has {disk.capacity_bytes}",
+                disk=disk.key,
+            )
+    return by_key
