@@ -28,6 +28,8 @@ class Mover:
     def __init__(self, order: CopyOrder, child: asyncio.subprocess.Process) -> None:
         self._order = order
         self._child = child
+        self.finished = False
+        """Whether it has said that its disk is done; it ends by itself then."""
 
     async def events(self) -> AsyncGenerator[MoverEvent, None]:
         """Progress (at least once, at most ten times a second), checkpoints, and DiskDone as the last one.
@@ -44,6 +46,7 @@ class Mover:
                 case "checkpoint":
                     yield event.checkpoint
                 case "disk_done":
+                    self.finished = True
                     yield event.disk_done
                     return
                 case "failed":
@@ -80,10 +83,16 @@ async def start_mover(order: CopyOrder) -> AsyncIterator[Mover]:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+    mover = Mover(order, child)
     try:
         assert child.stdin is not None
         child.stdin.write(order.to_json())
-        yield Mover(order, child)
+        yield mover
+        if mover.finished:
+            # It still closes its connection and sends its spans; nothing waits for those but the trace.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STOP_GRACE_S):
+                    await child.wait()
     finally:
         await process.stop(child, grace_s=_STOP_GRACE_S)
         order.local_socket.unlink(missing_ok=True)
