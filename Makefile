@@ -52,5 +52,9 @@ unit: setup  ## Fast tests only
 	$(PY) -m pytest -m unit -q
 
 .PHONY: test
-test: setup  ## All tests
+test: setup  ## All tests (about 8 minutes)
 	$(PY) -m pytest -q
+
+.PHONY: demo
+demo: setup  ## Back up a simulated VM twice, restore both points, prove every byte
+	@.venv/bin/sendense demo

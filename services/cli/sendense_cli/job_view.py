@@ -44,8 +44,11 @@ def exit_for(job: pb.Job) -> Exit:
 
 
 def state_text(job: pb.Job) -> Text:
-    """The state in its colour."""
-    return Text(words.state(job), style=_COLOURS.get(job.state, ""))
+    """The state in its colour, with the phase where it is not over, or ended too soon."""
+    state = words.state(job)
+    if job.state not in {pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_QUEUED}:
+        state += f" ({words.phase(job.ended_in_phase if job.state in _ENDED else job.phase)})"
+    return Text(state, style=_COLOURS.get(job.state, ""))
 
 
 async def follow(session: Session, channel: grpc.aio.Channel, job_id: str) -> pb.Job:
@@ -125,17 +128,13 @@ def _display(session: Session) -> Iterator[_Silent | _Lines | _Bars]:
 def summary(job: pb.Job) -> Group:
     """All there is to know of a job."""
     head = Table(box=None, show_header=False, pad_edge=False)
-    head.add_column(style="bold")
+    head.add_column(style="bold", no_wrap=True)
     head.add_column(overflow="fold")
     facts: list[tuple[str, str | Text]] = [
         ("Job", job.job_id),
         ("VM", f"{job.vm_name} at {job.vcenter_name}"),
         ("State", state_text(job)),
     ]
-    if job.state in _ENDED and job.ended_in_phase not in {0, pb.JOB_PHASE_REMOVE_SNAPSHOT}:
-        facts.append(("Ended in", words.phase(job.ended_in_phase)))
-    elif job.state not in _ENDED:
-        facts.append(("Phase", words.phase(job.phase)))
     facts += [
         ("Started", words.moment(job.start_time)),
         ("Took", words.duration(words.elapsed_s(job))),
@@ -148,6 +147,12 @@ def summary(job: pb.Job) -> Group:
         facts.append(("Cause", Text(job.failure.message, style="red")))
         if job.failure.remedy:
             facts.append(("What to do", job.failure.remedy))
+    for why, labels in _full_because(job).items():
+        facts.append(("Full copy", f"{', '.join(labels)}: {why.replace('_', ' ')}"))
+    for disk in job.disks:
+        if disk.state == pb.DISK_STATE_SKIPPED:
+            why = disk.mode_reason.replace("_", " ")
+            facts.append(("Not protected", Text(f"{disk.label}: {why}", style="yellow")))
     for warning in job.warnings:
         facts.append(("Warning", Text(warning.message, style="yellow")))
     for name, value in facts:
@@ -155,31 +160,26 @@ def summary(job: pb.Job) -> Group:
     return Group(head, Text(""), disks(job)) if job.disks else Group(head)
 
 
+def _full_because(job: pb.Job) -> dict[str, list[str]]:
+    """Labels of the disks that were copied in full, by the reason why."""
+    found: dict[str, list[str]] = {}
+    for disk in job.disks:
+        if disk.state != pb.DISK_STATE_SKIPPED and disk.mode_reason:
+            found.setdefault(disk.mode_reason, []).append(disk.label)
+    return found
+
+
 def disks(job: pb.Job) -> Table:
-    """The disks of a job, a line each."""
+    """The disks of a job, a line each: 80 columns, for that is what terminals have."""
     rows = []
     for disk in job.disks:
+        known = [str(disk.key), disk.label, words.size(disk.capacity_bytes)]
         if disk.state == pb.DISK_STATE_SKIPPED:
-            rows.append(
-                [
-                    str(disk.key),
-                    disk.label,
-                    words.size(disk.capacity_bytes),
-                    "not protected",
-                    "",
-                    "",
-                    "",
-                    "",
-                    "",
-                    disk.mode_reason,
-                ]
-            )
+            rows.append([*known, "skipped", "", "", "", ""])
             continue
         rows.append([
-            str(disk.key), disk.label, words.size(disk.capacity_bytes), disk.mode,
-            words.size(disk.changed_bytes), words.size(disk.read_bytes), words.size(disk.copied_bytes),
-            words.size(disk.wire_bytes), words.rate(disk.read_bytes, disk.seconds), disk.mode_reason,
+            *known, disk.mode, words.size(disk.read_bytes), words.size(disk.copied_bytes),
+            words.size(disk.wire_bytes), words.rate(disk.read_bytes, disk.seconds),
         ])  # fmt: skip
-    columns = ["KEY", "DISK", "CAPACITY", "MODE", "CHANGED", "READ", "COPIED", "ON WIRE", "MiB/s", "WHY"]
-    right = ["CAPACITY", "CHANGED", "READ", "COPIED", "ON WIRE", "MiB/s"]
-    return table(columns, rows, right=right)
+    columns = ["KEY", "DISK", "CAPACITY", "MODE", "READ", "COPIED", "ON WIRE", "MiB/s"]
+    return table(columns, rows, right=["CAPACITY", "READ", "COPIED", "ON WIRE", "MiB/s"])

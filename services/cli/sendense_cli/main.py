@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from sendense_cli.commands import backup, doctor, job, point, up, vcenter, vm
+from sendense_cli.commands import backup, demo, doctor, job, point, up, vcenter, vm
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +23,7 @@ app.add_typer(backup.app, name="backup")
 app.add_typer(job.app, name="job")
 app.add_typer(point.app, name="point")
 app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
 
 
 def main() -> None:

@@ -41,7 +41,9 @@ Json = Annotated[bool, typer.Option("--json", help="Answer with JSON, for progra
 
 DEFAULT_STATE = Path(os.path.expanduser(_DEFAULT_STATE))  # noqa: PTH111 - Path.expanduser raises without a home
 
-console = Console(soft_wrap=False)
+# Where nobody watches, nothing is folded: output that goes into a pipe is read by line.
+_PIPE_WIDTH = 200
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH)
 _REMEDY = "Is it running? Start it with `sendense up`, and name its directory with --state or SENDENSE_STATE."
 
 
@@ -85,7 +87,7 @@ class Session:
             facts = as_dict(message) if isinstance(message, Message) else dict(message)
             sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         elif people is not None:
-            console.print(people)
+            console.print(people, soft_wrap=isinstance(people, str), highlight=False)
 
     def run(self, work: Coroutine[Any, Any, int | None], *, name: str = "") -> None:
         """Runs a command and ends the process with its exit code.
@@ -125,7 +127,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
     """A plain table; columns in `right` are numbers."""
     made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        number = column in right
+        made.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made

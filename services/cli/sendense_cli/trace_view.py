@@ -13,7 +13,9 @@ from rich.text import Text
 from sendense.hub.v1 import job_service_pb2 as pb
 from sendense_cli import words
 
-_BAR = 30
+_BAR = 20
+# The narrowest these columns may get; what is left of the line is the span's.
+_SERVICE, _TOOK = len("credentials"), len("59m 59s")
 
 
 def tree(spans: Sequence[pb.Span]) -> Table:
@@ -26,10 +28,10 @@ def tree(spans: Sequence[pb.Span]) -> Table:
     first = min((_start(span) for span in spans), default=0.0)
     last = max((_start(span) + _length(span) for span in spans), default=1.0)
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("SPAN", "SERVICE"):
-        made.add_column(column, overflow="fold")
-    made.add_column("TOOK", justify="right")
-    made.add_column("", no_wrap=True)
+    made.add_column("SPAN", no_wrap=True, overflow="ellipsis")
+    made.add_column("SERVICE", no_wrap=True, min_width=_SERVICE)
+    made.add_column("TOOK", justify="right", no_wrap=True, min_width=_TOOK)
+    made.add_column("", no_wrap=True, min_width=_BAR)
     _add(made, children, "", "", first, max(last - first, 1e-9))
     return made
 
@@ -41,7 +43,7 @@ def _add(
     for number, span in enumerate(listed):
         is_last = number == len(listed) - 1
         branch = "" if not indent and not parent else ("└─ " if is_last else "├─ ")
-        name = Text(f"{indent}{branch}{span.name}", style="red" if span.error else "")
+        name = Text(f"{indent}{branch}{_named(span)}", style="red" if span.error else "")
         if span.error:
             name.append(f"  {escape(span.error)}", style="red")
         made.add_row(
@@ -52,6 +54,11 @@ def _add(
         )
         below = indent + ("" if not branch else ("   " if is_last else "│  "))
         _add(made, children, span.span_id, below, first, whole)
+
+
+def _named(span: pb.Span) -> str:
+    """Calls by their method alone: services are in the next column."""
+    return span.name.rpartition("/")[2] if span.name.startswith("/") else span.name
 
 
 def _bar(offset: float, length: float, whole: float) -> str:

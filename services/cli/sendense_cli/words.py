@@ -28,14 +28,16 @@ def rate(count_bytes: float, seconds: float) -> str:
 
 
 def moment(timestamp: Timestamp) -> str:
-    """Local time; "-" when it is not set."""
+    """Local time to the minute; "-" when it is not set."""
     if not timestamp.seconds:
         return "-"
-    return timestamp.ToDatetime(datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return timestamp.ToDatetime(datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def duration(seconds: float) -> str:
-    """1h 02m, 3m 05s, 4.2 s."""
+    """1h 02m, 3m 05s, 4.2 s, 12 ms."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)

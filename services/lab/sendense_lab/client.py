@@ -7,13 +7,15 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sendense_common import process
+from sendense_common.paths import runtime_dir
 
 _READY_WITHIN_S = 20.0
 _PIECE_BYTES = 4 * 1024 * 1024
@@ -51,33 +53,39 @@ class LabClient:
         username: str = "administrator@vsphere.local",
         password: str = "correct horse",  # noqa: S107 - of a simulation
         options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> AsyncIterator[LabClient]:
         """Runs `sendense-lab vcenter` until the block ends.
 
         Args:
-            directory: for its state; short, for a unix socket lives there.
+            directory: for its state.
             username: that it takes.
             password: that it takes.
             options: more of the command line.
+            environment: more of it.
         """
         directory.mkdir(parents=True, exist_ok=True)
         secret = directory / "password"
         secret.touch(mode=0o600)
         secret.write_text(password, encoding="utf-8")
-        child = await asyncio.create_subprocess_exec(
-            *process.dying_with_parent([sys.executable, "-m", "sendense_lab.main", "vcenter"]),
-            f"--state={directory}",
-            f"--username={username}",
-            f"--password-file={secret}",
-            *options,
-            stdout=asyncio.subprocess.PIPE,
-        )
+        with (directory / "vcenter.log").open("ab") as log_file:
+            child = await asyncio.create_subprocess_exec(
+                *process.dying_with_parent([sys.executable, "-m", "sendense_lab.main", "vcenter"]),
+                f"--state={directory}",
+                f"--username={username}",
+                f"--password-file={secret}",
+                *options,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log_file,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,  # Ctrl-C goes to whoever started it, which stops it last
+            )
         try:
             assert child.stdout is not None
             async with asyncio.timeout(_READY_WITHIN_S):
                 line = await child.stdout.readline()
             if not line.startswith(b"ready"):
-                raise LabError(f"the simulated vCenter did not start: {line!r}")
+                raise LabError(f"the simulated vCenter did not start; read {directory / 'vcenter.log'}")
             yield cls(directory)
         finally:
             await process.stop(child, grace_s=5)
@@ -109,7 +117,7 @@ class LabClient:
     async def command(self, command: str, /, **arguments: Any) -> Any:
         """Any command by its name; LabError with the lab's words."""
         reader, writer = await asyncio.open_unix_connection(
-            str(self._directory / "control.sock"), limit=_LINE_BYTES
+            str(runtime_dir(self._directory) / "control.sock"), limit=_LINE_BYTES
         )
         try:
             writer.write(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from sendense_common.paths import runtime_dir
 from sendense_lab.vcenter.certificates import make_certificates
 from sendense_lab.vcenter.control import ControlServer
 from sendense_lab.vcenter.server import Vcenter
@@ -45,8 +46,8 @@ def vcenter(
 
     It speaks vSphere's SOAP API over TLS (log in with any client, as pyvmomi or govc), keeps disks as sparse
     files, tracks changed blocks, takes snapshots and serves the datastore's files at /folder. In STATE it
-    writes `ca.pem` (whom to trust), `endpoint` (HOST:PORT) and `control.sock` (lines of JSON: add VMs, write
-    as a guest, inject faults; see services/lab/README.md). Prints "ready" when it serves.
+    writes `ca.pem` (whom to trust), `endpoint` (HOST:PORT) and `run/control.sock` (lines of JSON: add VMs,
+    write as a guest, inject faults; see services/lab/README.md). Prints "ready" when it serves.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s lab %(message)s")
     state.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def vcenter(
     _, certificate, key = make_certificates(state, valid_days=-1 if expired else 365)
     simulated = Vcenter(state / "datastore", username, password)
     web = WebServer(simulated, host, int(port), certificate, key)
-    control = ControlServer(state / "control.sock", simulated)
+    control = ControlServer(runtime_dir(state) / "control.sock", simulated)
     (state / "endpoint").write_text(f"{host}:{web.server_address[1]}\n")
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

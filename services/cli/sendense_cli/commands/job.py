@@ -37,11 +37,13 @@ def list_(
     async def work() -> None:
         async with session.hub() as hub:
             answer = await JobServiceStub(hub).ListJobs(pb.ListJobsRequest(vm=vm, page_size=limit))
-        made = table(["JOB", "VM", "VCENTER", "STATE", "PHASE", "STARTED", "TOOK", "COPIED"], [])
+        made = table(
+            ["JOB", "VM", "VCENTER", "STATE", "STARTED", "TOOK", "COPIED"], [], right=["TOOK", "COPIED"]
+        )
         for job in answer.jobs:
             made.add_row(
                 words.short(job.job_id), job.vm_name, job.vcenter_name, job_view.state_text(job),
-                words.phase(job.ended_in_phase or job.phase), words.moment(job.start_time),
+                words.moment(job.start_time),
                 words.duration(words.elapsed_s(job)),
                 words.size(sum(disk.copied_bytes for disk in job.disks)),
             )  # fmt: skip
