@@ -11,9 +11,12 @@ import socketserver
 from pathlib import Path
 from typing import Any
 
-from sendense_lab.vcenter.faults import PlannedFault
-from sendense_lab.vcenter.machine import DiskSpec, Machine
+from sendense_lab.vcenter.changed_areas import WRONG
+from sendense_lab.vcenter.faults import FOLDER_FAULTS, PlannedFault
+from sendense_lab.vcenter.machine import Machine
 from sendense_lab.vcenter.server import Vcenter
+from sendense_lab.vcenter.soap import fault
+from sendense_lab.vcenter.virtual_disk import DiskSpec
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,10 @@ class Commands:
     def guest_zero(self, vm: str, disk: int, offset_bytes: int, length_bytes: int) -> None:
         """The guest writes zeroes."""
         self._machine(vm).disk(disk).files.write(offset_bytes, bytes(length_bytes))
+
+    def guest_trim(self, vm: str, disk: int, offset_bytes: int, length_bytes: int) -> None:
+        """The guest gives whole granules of 64 KiB back; they read as zeroes and are in use no more."""
+        self._machine(vm).disk(disk).files.trim(offset_bytes, length_bytes)
 
     def guest_read(self, vm: str, disk: int, offset_bytes: int, length_bytes: int) -> str:
         """What the guest reads (base64)."""
@@ -76,7 +83,12 @@ class Commands:
 
     def inject_fault(self, **planned: Any) -> None:
         """See PlannedFault."""
-        self._vcenter.faults.add(PlannedFault(**planned))
+        order = PlannedFault(**planned)
+        if order.operation != "GET /folder":
+            fault(order.fault, "")  # there must be such a fault
+        elif order.fault not in FOLDER_FAULTS:
+            raise ValueError(f"GET /folder fails with one of {', '.join(FOLDER_FAULTS)}")
+        self._vcenter.faults.add(order)
 
     def clear_faults(self) -> None:
         """No more."""
@@ -87,11 +99,20 @@ class Commands:
         self._vcenter.registry.task_delays_s[method] = seconds
 
     def set(self, **settings: Any) -> None:
-        """areas_per_page, used_areas, quiesce_fails."""
+        """Any of the settings below, by name."""
+        datacenter = self._vcenter.datacenter
+        known: dict[str, object] = {
+            **dict.fromkeys(
+                ("areas_per_page", "window_bytes", "used_areas", "areas_wrong"), datacenter.areas
+            ),
+            **dict.fromkeys(("quiesce_fails", "datastore_type"), datacenter),
+            "objects_per_page": self._vcenter.registry,
+            "lock_after": self._vcenter,
+        }
         for name, value in settings.items():
-            if not hasattr(self._vcenter.datacenter, name):
-                raise ValueError(f"there is no setting {name}")
-            setattr(self._vcenter.datacenter, name, value)
+            if name not in known or (name == "areas_wrong" and value and value not in WRONG):
+                raise ValueError(f"there is no setting {name} {value!r}")
+            setattr(known[name], name, value)
 
     def set_password(self, password: str) -> None:
         """For logins from now on."""
@@ -116,13 +137,29 @@ class Commands:
         for disk in self._machine(vm).disks:
             disk.tracking_id = ""
 
+    def resize_disk(self, vm: str, disk: int, capacity_bytes: int) -> None:
+        """An administrator makes a disk larger."""
+        self._machine(vm).resize_disk(disk, capacity_bytes)
+
+    def replace_disk(self, vm: str, disk: int, capacity_bytes: int) -> None:
+        """An administrator removes a disk and puts an empty one in its place."""
+        self._machine(vm).replace_disk(disk, capacity_bytes)
+
+    def set_power(self, vm: str, on: bool) -> None:
+        """The VM is switched on or off."""
+        self._machine(vm).power = "poweredOn" if on else "poweredOff"
+
+    def mark_template(self, vm: str, template: bool) -> None:
+        """The VM becomes a template, or a VM again."""
+        self._machine(vm).template = template
+
     def set_consolidation_needed(self, vm: str, needed: bool) -> None:
         """What vSphere says about leftover deltas."""
         self._machine(vm).consolidation_needed = needed
 
     def _machine(self, vm: str) -> Machine:
         for machine in self._vcenter.datacenter.machines:
-            if vm in {machine.get("name"), machine.moid, machine.instance_uuid}:
+            if vm in {machine.shown_name, machine.moid, machine.instance_uuid}:
                 return machine
         raise ValueError(f"there is no VM {vm}")
 
@@ -132,13 +169,15 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         for line in self.rfile:
-            request = json.loads(line)
             try:
+                request = json.loads(line)
+                if request["command"].startswith("_"):
+                    raise ValueError(f"there is no command {request['command']}")
                 with self.server.vcenter.registry.lock:
-                    result = getattr(self.server.commands, request["command"])(**request["arguments"])
+                    result = getattr(self.server.commands, request["command"])(**request.get("arguments", {}))
                 answer = {"result": result}
             except Exception as error:
-                log.exception("command %s", request.get("command"))
+                log.exception("a command was refused")
                 answer = {"error": f"{type(error).__name__}: {error}"}
             self.wfile.write(json.dumps(answer).encode() + b"\n")
 

@@ -8,6 +8,7 @@ While a snapshot exists, the base file does not change: that is what a backup re
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class DiskFiles:
 
     def __init__(self, directory: Path, name: str, capacity_bytes: int) -> None:
         """Makes an empty disk `<name>.vmdk` with its extent `<name>-flat.vmdk`."""
+        _check_capacity(capacity_bytes)
         self.directory = directory
         self.name = name
         self.capacity_bytes = capacity_bytes
@@ -57,9 +59,7 @@ class DiskFiles:
         directory.mkdir(parents=True, exist_ok=True)
         with self.base.open("wb") as made:
             made.truncate(capacity_bytes)
-        (directory / f"{name}.vmdk").write_text(
-            _DESCRIPTOR.format(sectors=capacity_bytes // SECTOR_BYTES, extent=self.base.name)
-        )
+        self._describe()
 
     def read(self, offset_bytes: int, length_bytes: int) -> bytes:
         """As the guest sees it now."""
@@ -130,6 +130,32 @@ class DiskFiles:
             below.granules |= delta.granules
         delta.file.unlink()
 
+    def trim(self, offset_bytes: int, length_bytes: int) -> None:
+        """The guest gives space back: whole granules become holes, and count as written."""
+        if self.deltas:
+            raise ValueError("the lab trims no disks with snapshots")
+        first = -(-offset_bytes // GRANULE_BYTES)
+        last = min(offset_bytes + length_bytes, self.capacity_bytes) // GRANULE_BYTES
+        if first < last:
+            place = ["--offset", str(first * GRANULE_BYTES), "--length", str((last - first) * GRANULE_BYTES)]
+            subprocess.run(["fallocate", "--punch-hole", *place, str(self.base)], check=True)
+            self.written_in.update(dict.fromkeys(range(first, last), self.epoch))
+
+    def grow(self, capacity_bytes: int) -> None:
+        """A larger disk; only without snapshots."""
+        if self.deltas or capacity_bytes < self.capacity_bytes:
+            raise ValueError("a disk with snapshots does not grow, and none shrinks")
+        _check_capacity(capacity_bytes)
+        os.truncate(self.base, capacity_bytes)
+        self.capacity_bytes = capacity_bytes
+        self._describe()
+
+    def _describe(self) -> None:
+        (self.directory / f"{self.name}.vmdk").write_text(
+            _DESCRIPTOR.format(sectors=self.capacity_bytes // SECTOR_BYTES, extent=self.base.name),
+            encoding="utf-8",
+        )
+
     def delta_files(self) -> list[str]:
         """Names of the delta files that exist."""
         return [delta.file.name for delta in self.deltas]
@@ -139,6 +165,11 @@ class DiskFiles:
             if granule in delta.granules:
                 return delta.file
         return self.base
+
+
+def _check_capacity(capacity_bytes: int) -> None:
+    if capacity_bytes <= 0 or capacity_bytes % SECTOR_BYTES:
+        raise ValueError(f"a disk has whole sectors of {SECTOR_BYTES} bytes, not {capacity_bytes} bytes")
 
 
 def areas(granules: Iterable[int], capacity_bytes: int, start_bytes: int = 0) -> list[tuple[int, int]]:

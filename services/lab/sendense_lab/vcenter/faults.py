@@ -6,13 +6,17 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+FOLDER_FAULTS = ("401", "500", "drop")
+"""What reading files can fail with; "drop" ends the connection half way."""
+
 
 @dataclass
 class PlannedFault:
     """One order."""
 
     operation: str
-    """Method of the API ("CreateSnapshot_Task"), or "GET /folder"."""
+    """Method of the API ("CreateSnapshot_Task": the call fails), "task CreateSnapshot_Task" (the call gives
+    a task, which fails), or "GET /folder"."""
     fault: str
     """Type ("vim.fault.TaskInProgress"); for "GET /folder": "401", "500", "drop"."""
     message: str = ""
@@ -42,10 +46,10 @@ class FaultPlan:
     def due(self, operation: str) -> PlannedFault | None:
         """What this call of `operation` fails with, if it does."""
         with self._lock:
-            for planned in self._planned:
-                if planned.operation != operation:
-                    continue
+            mine = [planned for planned in self._planned if planned.operation == operation]
+            for planned in mine:
                 planned.at_call -= 1
+            for planned in mine:
                 if planned.at_call <= 0 and planned.times > 0:
                     planned.times -= 1
                     return planned

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim
 
+from sendense_lab.vcenter.changed_areas import AreaSettings
 from sendense_lab.vcenter.objects import ManagedObject, Registry
 from sendense_lab.vcenter.soap import make
 
@@ -26,10 +27,10 @@ class Datacenter:
         self.files = files
         files.mkdir(parents=True, exist_ok=True)
         self.machines: list[Machine] = []
-        self.areas_per_page = 2000
-        """Extents in one answer of QueryChangedDiskAreas."""
-        self.used_areas = True
-        """Whether the datastore can tell used areas ("*")."""
+        self.areas = AreaSettings()
+        """How QueryChangedDiskAreas answers."""
+        self.datastore_type = "VMFS"
+        """As "vsan"."""
         self.quiesce_fails = False
         """Whether guests cannot be quiesced."""
 
@@ -99,5 +100,5 @@ class Datacenter:
             capacity=2 << 40,
             freeSpace=1 << 40,
             accessible=True,
-            type="VMFS",
+            type=self.datastore_type,
         )

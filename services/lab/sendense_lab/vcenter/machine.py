@@ -1,96 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual machines, their disks and their snapshots."""
+"""Virtual machines."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import re
 import shutil
-import subprocess
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyVmomi import vim
 
-from sendense_lab.vcenter.disk import DiskFiles, areas
+from sendense_lab.vcenter import changed_areas
+from sendense_lab.vcenter.disk import DiskFiles
 from sendense_lab.vcenter.inventory import Datacenter
 from sendense_lab.vcenter.objects import ManagedObject
+from sendense_lab.vcenter.snapshot import Snapshot
 from sendense_lab.vcenter.soap import invalid_argument, make
+from sendense_lab.vcenter.virtual_disk import Disk, DiskSpec
 
 _DEVICE = vim.vm.device
-_CHANGE_ID = re.compile(r"(.+)/(\d+)")
 _NVRAM_BYTES = 8684
-
-
-@dataclass(frozen=True)
-class DiskSpec:
-    """How a disk is made."""
-
-    capacity_bytes: int
-    """A multiple of 512."""
-    image: str = ""
-    """Raw image whose bytes it begins with; empty: all zeroes."""
-    unit_number: int | None = None
-    """None: its place in the list."""
-    disk_mode: str = "persistent"
-    """ "independent_persistent": vSphere leaves it out of snapshots."""
-    key_id: str = ""
-    """Not empty: an encrypted disk."""
-
-
-class Disk:
-    """One virtual disk."""
-
-    def __init__(self, number: int, spec: DiskSpec, files: DiskFiles, datastore: ManagedObject) -> None:
-        self.key = 2000 + number
-        self.label = f"Hard disk {number + 1}"
-        self.files = files
-        self.spec = spec
-        self.backing_uuid = str(uuid.uuid4())
-        self.object_id = f"{uuid.uuid4().int % 900 + 100}-{self.key}"
-        self.tracking_id = ""
-        """UUID of the current change tracking; empty: off."""
-        self._unit = number if spec.unit_number is None else spec.unit_number
-        self._datastore = datastore
-
-    @property
-    def in_snapshots(self) -> bool:
-        """Whether vSphere snapshots it."""
-        return not self.spec.disk_mode.startswith("independent")
-
-    def device(self, deltas: int, change_id: str | None) -> Any:
-        """As it is in a hardware list, `deltas` files above its base."""
-        name = self._datastore.get("name")
-        folder = self.files.directory.name
-        backing = None
-        files = [f"{self.files.name}.vmdk"]
-        files += [delta.file.name.replace("-delta", "") for delta in self.files.deltas[:deltas]]
-        for file in files:
-            backing = _DEVICE.VirtualDisk.FlatVer2BackingInfo(
-                fileName=f"[{name}] {folder}/{file}",
-                datastore=self._datastore.reference,
-                diskMode=self.spec.disk_mode,
-                thinProvisioned=True,
-                uuid=self.backing_uuid,
-                parent=backing,
-                changeId=change_id,
-            )
-            if self.spec.key_id:
-                provider = vim.encryption.KeyProviderId(id="lab")
-                backing.keyId = vim.encryption.CryptoKeyId(keyId=self.spec.key_id, providerId=provider)
-        capacity = self.files.capacity_bytes
-        return _DEVICE.VirtualDisk(
-            key=self.key,
-            controllerKey=1000,
-            unitNumber=self._unit,
-            capacityInKB=capacity // 1024,
-            capacityInBytes=capacity,
-            diskObjectId=self.object_id,
-            deviceInfo=vim.Description(label=self.label, summary=f"{capacity // 1024:,} KB"),
-            backing=backing,
-        )
 
 
 class Machine(ManagedObject):
@@ -99,11 +30,13 @@ class Machine(ManagedObject):
     def __init__(self, datacenter: Datacenter, name: str, disks: list[DiskSpec]) -> None:
         """Makes its files: disks, NVRAM."""
         registry = datacenter.registry
+        self.shown_name = name
+        """As people see it; "name" is escaped, as vSphere's API does."""
         super().__init__(
             registry,
             vim.VirtualMachine,
             f"vm-{registry.number()}",
-            name=name,
+            name=_escaped(name),
             config=self.config,
             runtime=self._runtime,
             snapshot=self._snapshot_info,
@@ -119,24 +52,52 @@ class Machine(ManagedObject):
         self.bios_uuid = str(uuid.uuid4())
         self.tracking = False
         self.power = "poweredOn"
+        self.template = False
         self.consolidation_needed = False
         self.snapshots: list[Snapshot] = []
         self.hold_frozen: Path | None = None
         """Where a copy of every disk is kept at each snapshot; None: nowhere."""
         self._numbers = itertools.count(1)
-        self._folder = f"{name}_{self.moid}" if (datacenter.files / name).exists() else name
-        path = datacenter.files / self._folder
-        path.mkdir(parents=True)
-        self.nvram = uuid.uuid5(uuid.NAMESPACE_DNS, name).bytes * (_NVRAM_BYTES // 16)
-        (path / f"{name}.nvram").write_bytes(self.nvram)
+        self._file_name = name.replace("/", "_")
+        taken = (datacenter.files / self._file_name).exists()
+        self._folder = f"{self._file_name}_{self.moid}" if taken else self._file_name
+        self._path = datacenter.files / self._folder
+        self._path.mkdir(parents=True)
         self.disks: list[Disk] = []
-        for number, spec in enumerate(disks):
-            file = f"{name}_{number}" if number else name
-            files = DiskFiles(path, file, spec.capacity_bytes)
-            if spec.image:
-                _fill(files.base, Path(spec.image), spec.capacity_bytes)
-            self.disks.append(Disk(number, spec, files, datacenter.datastore))
+        try:
+            self.nvram = uuid.uuid5(uuid.NAMESPACE_DNS, name).bytes * (_NVRAM_BYTES // 16)
+            (self._path / f"{self._file_name}.nvram").write_bytes(self.nvram)
+            for number, spec in enumerate(disks):
+                file = f"{self._file_name}_{number}" if number else self._file_name
+                self.disks.append(self._new_disk(number, spec, file))
+        except BaseException:
+            self.remove()
+            shutil.rmtree(self._path)
+            raise
         datacenter.machines.append(self)
+
+    def _new_disk(self, number: int, spec: DiskSpec, file: str) -> Disk:
+        return Disk(number, spec, DiskFiles(self._path, file, spec.capacity_bytes), self.datacenter.datastore)
+
+    def replace_disk(self, key: int, capacity_bytes: int) -> None:
+        """Another, empty disk in the same place: device key and object ID stay, the backing is new."""
+        before = self.disk(key)
+        if self.snapshots:
+            raise ValueError("vSphere changes no disks of a VM with snapshots")
+        spec = dataclasses.replace(before.spec, capacity_bytes=capacity_bytes, image="")
+        after = self._new_disk(before.number, spec, f"{self._file_name}_{self.registry.number()}")
+        after.object_id = before.object_id
+        self.disks[self.disks.index(before)] = after
+        self.registry.changed()
+
+    def resize_disk(self, key: int, capacity_bytes: int) -> None:
+        """Makes a disk larger; its change tracking begins anew."""
+        if self.snapshots:
+            raise ValueError("vSphere resizes no disks of a VM with snapshots")
+        disk = self.disk(key)
+        disk.files.grow(capacity_bytes)
+        disk.tracking_id = ""
+        self.registry.changed()
 
     def disk(self, key: int) -> Disk:
         """One disk by its device key; KeyError."""
@@ -154,11 +115,13 @@ class Machine(ManagedObject):
     def config(self, devices: list[Any] | None = None) -> Any:
         """config, with the disks as they are now, or as they were in a snapshot."""
         store, name = self.datacenter.datastore.get("name"), self.get("name")
+        file = self._file_name
         if devices is None:
             devices = [
                 disk.device(
                     len(disk.files.deltas),
-                    f"{disk.tracking_id}/{disk.files.epoch}" if disk.tracking_id else None,
+                    # Not the newest snapshot's: who takes this one misses what was written since.
+                    f"{disk.tracking_id}/{disk.files.epoch + 1}" if disk.tracking_id else None,
                 )
                 for disk in self.disks
             ]
@@ -184,14 +147,14 @@ class Machine(ManagedObject):
             guestFullName="Debian GNU/Linux 12 (64-bit)",
             version="vmx-20",
             firmware="efi",
-            template=False,
+            template=self.template,
             changeVersion="1",
             changeTrackingEnabled=self.tracking,
             files=vim.vm.FileInfo(
-                vmPathName=f"[{store}] {self._folder}/{name}.vmx",
+                vmPathName=f"[{store}] {self._folder}/{file}.vmx",
                 snapshotDirectory=f"[{store}] {self._folder}/",
             ),
-            extraConfig=[vim.option.OptionValue(key="nvram", value=f"{name}.nvram")],
+            extraConfig=[vim.option.OptionValue(key="nvram", value=f"{file}.nvram")],
             hardware=vim.vm.VirtualHardware(numCPU=2, memoryMB=2048, device=[controller, adapter, *devices]),
         )
 
@@ -214,7 +177,7 @@ class Machine(ManagedObject):
             config=make(
                 vim.vm.Summary.ConfigSummary,
                 name=self.get("name"),
-                template=False,
+                template=self.template,
                 uuid=self.bios_uuid,
                 instanceUuid=self.instance_uuid,
                 guestFullName="Debian GNU/Linux 12 (64-bit)",
@@ -231,6 +194,14 @@ class Machine(ManagedObject):
         return vim.vm.SnapshotInfo(currentSnapshot=self.snapshots[-1].reference, rootSnapshotList=[tree])
 
     # --- methods of the API ---
+
+    def ConsolidateVMDisks_Task(self, context: Any) -> Any:
+        """Merges what no snapshot needs."""
+
+        def run() -> None:
+            self.consolidation_needed = False
+
+        return self.registry.start_task(self, "ConsolidateVMDisks_Task", run)
 
     def ReconfigVM_Task(self, context: Any, spec: Any) -> Any:
         """Only change tracking can be changed."""
@@ -293,140 +264,20 @@ class Machine(ManagedObject):
         disk = next((each for each in self.disks if each.key == deviceKey), None)
         if disk is None:
             raise invalid_argument("deviceKey")
-        capacity = disk.files.capacity_bytes
-        if not 0 <= startOffset < capacity:
-            raise invalid_argument("startOffset")
-        frozen = self.registry.find(snapshot).frozen.get(deviceKey) if snapshot else None  # type: ignore[attr-defined]
-        if frozen is None:
-            raise self._file_fault(disk)
-        if changeId == "*":
-            if not self.datacenter.used_areas:
-                raise self._file_fault(disk)
-            granules = frozen.allocated
-        else:
-            granules = self._since(disk, frozen, changeId)
-        found = areas(granules, capacity, startOffset)
-        end = capacity
-        if len(found) > self.datacenter.areas_per_page:
-            found = found[: self.datacenter.areas_per_page]
-            end = sum(found[-1])
-        info = vim.VirtualMachine.DiskChangeInfo
-        return info(
-            startOffset=startOffset,
-            length=end - startOffset,
-            changedArea=[info.DiskChangeExtent(start=start, length=length) for start, length in found],
-        )
-
-    def _since(self, disk: Disk, frozen: Frozen, change_id: str) -> set[int]:
-        parts = _CHANGE_ID.fullmatch(change_id)
-        if parts is None:
-            raise invalid_argument("changeId")
-        if parts[1] != frozen.tracking_id or int(parts[2]) > frozen.epoch:
-            raise self._file_fault(disk)
-        return {granule for granule, epoch in frozen.written_in.items() if epoch >= int(parts[2])}
-
-    def _file_fault(self, disk: Disk) -> Any:
+        taken = self.registry.find(snapshot) if snapshot is not None else None
+        if not isinstance(taken, Snapshot) or taken.machine is not self:
+            raise invalid_argument("snapshot")
         file = f"[{self.datacenter.datastore.get('name')}] {self._folder}/{disk.files.name}.vmdk"
-        return vim.fault.FileFault(file=file, msg=f"Error caused by file {file}")
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """What change tracking knew of a disk at a snapshot."""
-
-    tracking_id: str
-    epoch: int
-    allocated: set[int]
-    written_in: dict[int, int]
-
-
-class Snapshot(ManagedObject):
-    """One snapshot; made by the VM."""
-
-    def __init__(self, machine: Machine, name: str, description: str, number: int, *, quiesced: bool) -> None:
-        registry = machine.registry
-        super().__init__(
-            registry,
-            vim.vm.Snapshot,
-            f"snapshot-{registry.number()}",
-            vm=machine.reference,
-            childSnapshot=[],
-        )
-        self.machine = machine
-        self.frozen: dict[int, Frozen] = {}
-        self.description = description or ""
-        devices = []
-        for disk in machine.disks:
-            if not disk.in_snapshots:
-                continue
-            deltas = len(disk.files.deltas)
-            change_id = None
-            if machine.tracking:
-                files = disk.files
-                disk.tracking_id = disk.tracking_id or str(uuid.uuid4())
-                files.epoch += 1
-                change_id = f"{disk.tracking_id}/{files.epoch}"
-                self.frozen[disk.key] = Frozen(
-                    disk.tracking_id, files.epoch, files.allocated(), dict(files.written_in)
-                )
-            devices.append(disk.device(deltas, change_id))
-            if machine.hold_frozen is not None:
-                _keep(disk, machine.hold_frozen / f"{self.moid}-{disk.key}.raw")
-            disk.files.push(number)
-        self.properties["config"] = machine.config(devices)
-        self.node = make(
-            vim.vm.SnapshotTree,
-            snapshot=self.reference,
-            vm=machine.reference,
-            name=name,
-            description=self.description,
-            id=number,
-            state=machine.power,
-            quiesced=quiesced,
-            replaySupported=False,
+        return changed_areas.page(
+            self.datacenter.areas,
+            taken.frozen.get(deviceKey),
+            disk.files.capacity_bytes,
+            startOffset,
+            changeId,
+            vim.fault.FileFault(file=file, msg=f"Error caused by file {file}"),
         )
 
-    def RemoveSnapshot_Task(self, context: Any, removeChildren: bool, consolidate: Any) -> Any:
-        """Merges its deltas away."""
-        return self.registry.start_task(
-            self.machine, "RemoveSnapshot_Task", lambda: self.merge(children=removeChildren)
-        )
 
-    def merge(self, *, children: bool = False) -> None:
-        """Removes it, and those that were taken after it if `children`."""
-        machine = self.machine
-        index = machine.snapshots.index(self)
-        for snapshot in reversed(machine.snapshots[index:] if children else [self]):
-            place = machine.snapshots.index(snapshot)
-            for disk in machine.disks:
-                if disk.in_snapshots:
-                    disk.files.pop(place)
-            machine.snapshots.remove(snapshot)
-            snapshot.remove()
-        self.registry.changed()
-
-
-def _fill(base: Path, image: Path, capacity_bytes: int) -> None:
-    """Copies an image sparsely; the file keeps the disk's size."""
-    if image.stat().st_size > capacity_bytes:
-        raise ValueError(f"{image} is larger than the disk")
-    _copy_sparse(image, base)
-    with base.open("r+b") as file:
-        file.truncate(capacity_bytes)
-
-
-def _keep(disk: Disk, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not disk.files.deltas:
-        _copy_sparse(disk.files.base, target)
-        return
-    with target.open("wb") as file:
-        file.truncate(disk.files.capacity_bytes)
-        for start, length in areas(disk.files.allocated(), disk.files.capacity_bytes):
-            file.seek(start)
-            file.write(disk.files.read(start, length))
-
-
-def _copy_sparse(source: Path, target: Path) -> None:
-    cp = shutil.which("cp") or "cp"
-    subprocess.run([cp, "--sparse=always", "--reflink=auto", str(source), str(target)], check=True)
+def _escaped(name: str) -> str:
+    """A name as vSphere's API has it."""
+    return name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")

@@ -16,6 +16,14 @@ from sendense_lab.vcenter.soap import fault, make, now, typed
 
 log = logging.getLogger(__name__)
 
+_RECENT_TASKS = 20
+_DESCRIPTIONS = {
+    "CreateSnapshot_Task": "VirtualMachine.createSnapshot",
+    "ReconfigVM_Task": "VirtualMachine.reconfigure",
+    "RemoveSnapshot_Task": "vm.Snapshot.remove",
+}
+"""Of methods: the descriptionId of their tasks."""
+
 
 class Registry:
     """All managed objects, one lock, and the news that something has changed."""
@@ -28,6 +36,12 @@ class Registry:
         self._generation = 0
         self.task_delays_s: dict[str, float] = {}
         """Seconds that tasks of a method take longer than they must."""
+        self.task_fault: Callable[[str], Any] = lambda method: None
+        """What a task of a method is to fail with, if it is."""
+        self.objects_per_page = 100
+        """Objects in one answer of the PropertyCollector, at most."""
+        self._busy: dict[str, str] = {}
+        """By object ID: the task that has it to itself."""
 
     def number(self) -> int:
         """The next one."""
@@ -60,13 +74,21 @@ class Registry:
             return self._changed.wait_for(lambda: self._generation != generation, max(0.0, timeout_s))
 
     def start_task(self, entity: ManagedObject, method: str, work: Callable[[], Any]) -> Any:
-        """Runs `work` in a thread as a task of vSphere; gives the task's reference."""
+        """Runs `work` in a thread as a task of vSphere; gives the task's reference.
+
+        Raises:
+            vim.fault.TaskInProgress: another one runs on `entity`.
+        """
+        if running := self._busy.get(entity.moid):
+            raise vim.fault.TaskInProgress(
+                task=self.objects[running].reference, msg="Another task is already in progress."
+            )
         task = ManagedObject(self, vim.Task, f"task-{self.number()}")
         info = make(
             vim.TaskInfo,
             key=task.moid,
             task=task.reference,
-            descriptionId=method,
+            descriptionId=_DESCRIPTIONS.get(method, method),
             name=VmomiSupport.GuessWsdlMethod(method),
             entity=entity.reference,
             entityName=entity.get("name") if "name" in entity.properties else "",
@@ -77,6 +99,10 @@ class Registry:
             eventChainId=1,
         )
         task.properties["info"] = info
+        self._busy[entity.moid] = task.moid
+        recent = entity.properties.setdefault("recentTask", [])
+        recent.append(task.reference)
+        del recent[:-_RECENT_TASKS]
 
         def run() -> None:
             with self.lock:
@@ -85,6 +111,9 @@ class Registry:
             time.sleep(self.task_delays_s.get(method, 0.0))
             try:
                 with self.lock:
+                    planned = self.task_fault(method)
+                    if planned is not None:
+                        raise planned
                     result = work()
                 outcome: dict[str, Any] = {"state": "success", "progress": 100}
                 if result is not None:
@@ -95,6 +124,7 @@ class Registry:
                 log.exception("defect in %s", method)
                 outcome = {"state": "error", "error": fault("vmodl.fault.SystemError", repr(error))}
             with self.lock:
+                self._busy.pop(entity.moid, None)
                 info.completeTime = now()
                 for name, value in outcome.items():
                     setattr(info, name, value)

@@ -12,7 +12,6 @@ from sendense_lab.vcenter.objects import ManagedObject, Registry
 from sendense_lab.vcenter.soap import invalid_argument, serialize
 
 _PC = vmodl.query.PropertyCollector
-_DEFAULT_PAGE = 100
 _LONGEST_WAIT_S = 600.0
 
 _Content = dict[str, tuple[ManagedObject, dict[str, Any]]]
@@ -32,7 +31,8 @@ class PropertyCollector(ManagedObject):
     def RetrievePropertiesEx(self, context: Any, specSet: Any, options: Any) -> Any:
         """First page."""
         found = self._retrieve(specSet)
-        return self._page(found, options.maxObjects or _DEFAULT_PAGE) if found else None
+        wanted = (options and options.maxObjects) or self.registry.objects_per_page
+        return self._page(found, min(wanted, self.registry.objects_per_page)) if found else None
 
     def ContinueRetrievePropertiesEx(self, context: Any, token: str) -> Any:
         """Next page."""

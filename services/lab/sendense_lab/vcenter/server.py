@@ -20,7 +20,7 @@ from sendense_lab.vcenter.soap import VERSION_ID, fault, now, parse_request, ren
 
 log = logging.getLogger(__name__)
 
-_WITHOUT_LOGIN = {"RetrieveServiceContent", "Login", "CurrentTime"}
+_WITHOUT_LOGIN = {"RetrieveServiceContent", "Login"}
 _LOGIN_FAILED = "Cannot complete login due to an incorrect user name or password."
 
 
@@ -39,6 +39,7 @@ class Vcenter:
         """Args: files: what is on its datastore."""
         self.registry = Registry()
         self.faults = FaultPlan()
+        self.registry.task_fault = lambda method: self._planned_fault(f"task {method}")
         self.username, self.password = username, password
         self.sessions: dict[str, Any] = {}
         self.lock_after: int | None = 5
@@ -65,20 +66,23 @@ class Vcenter:
             method, reference, arguments = parse_request(body)
             self.count(f"call {method}")
             moid = reference._moId  # noqa: SLF001
-            public = method in _WITHOUT_LOGIN or moid == "ServiceInstance"
+            public = method in _WITHOUT_LOGIN or (method == "Fetch" and moid == "ServiceInstance")
             if not public and not self.knows(caller.session):
                 raise vim.fault.NotAuthenticated(
                     object=reference, privilegeId="System.View", msg="The session is not authenticated."
                 )
-            planned = self.faults.due(method)
-            if planned is not None:
-                raise fault(planned.fault, planned.message or "Injected by the lab.")
+            if planned := self._planned_fault(method):
+                raise planned
             return 200, render(method, self._answer(caller, method, reference, arguments))
         except vmodl.MethodFault as error:
             return 500, render_fault(error)
         except Exception as error:
             log.exception("defect of the simulated vCenter")
             return 500, render_fault(fault("vmodl.fault.SystemError", f"A general system error: {error!r}"))
+
+    def _planned_fault(self, operation: str) -> Any:
+        planned = self.faults.due(operation)
+        return planned and fault(planned.fault, planned.message or "Injected by the lab.")
 
     def _answer(self, caller: Caller, method: str, reference: Any, arguments: dict[str, Any]) -> Any:
         item = self.registry.find(reference)
@@ -195,9 +199,21 @@ class _ViewManager(ManagedObject):
         view.properties["view"] = lambda: [
             each.reference
             for each in list(self.registry.objects.values())
-            if issubclass(each.kind, vim.ManagedEntity) and issubclass(each.kind, kinds)
+            if issubclass(each.kind, vim.ManagedEntity)
+            and issubclass(each.kind, kinds)
+            and self._is_below(each, container, recursive=recursive)
         ]
         return view.reference
+
+    def _is_below(self, item: ManagedObject, container: Any, *, recursive: bool) -> bool:
+        """A container is not in itself."""
+        while (parent := item.properties.get("parent")) is not None:
+            if parent == container:
+                return True
+            if not recursive:
+                return False
+            item = self.registry.find(parent)
+        return False
 
 
 class _ContainerView(ManagedObject):

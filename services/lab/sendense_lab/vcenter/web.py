@@ -91,13 +91,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send(self, path: Path, *, drop: bool) -> None:
         size = path.stat().st_size
         start, end, status = 0, size, 200
-        if asked := _RANGE.fullmatch(self.headers.get("Range", "")):
-            if asked[1]:
-                start, end = int(asked[1]), min(int(asked[2] or size - 1) + 1, size)
-            else:
-                start = max(0, size - int(asked[2]))
+        if (asked := _range(self.headers.get("Range", ""), size)) is not None:
+            start, end = asked
             status = 206
-            if start >= size:
+            if start >= end:
                 self._reply(416, b"", {"Content-Range": f"bytes */{size}"})
                 return
         self.send_response(status)
@@ -146,6 +143,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
         self.wfile.flush()
+
+
+def _range(header: str, size: int) -> tuple[int, int] | None:
+    """(start, end) of a Range header, which may be empty; None when there is none to obey."""
+    asked = _RANGE.fullmatch(header)
+    if asked is None or not (asked[1] or asked[2]):
+        return None
+    if not asked[1]:
+        return max(0, size - int(asked[2])), size
+    start, last = int(asked[1]), int(asked[2] or size)
+    return (start, min(last + 1, size)) if start <= last else None
 
 
 class WebServer(http.server.ThreadingHTTPServer):
