@@ -7,17 +7,20 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable
 from typing import Any
 
 from pyVmomi import vim
 
 from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.vsphere.disks import moid
 from sendense_agent.vsphere.session import Session
-from sendense_agent.vsphere.tls import unreachable
 from sendense_common.errors import SendenseError
 
 _FILE_NAME = re.compile(r"\[(?P<datastore>[^\]]+)\] ?(?P<path>.+)")
+_ENCODING = re.compile(rb'^encoding="(?P<name>[^"]+)"', re.MULTILINE)
 _EXTENT = re.compile(r'^RW (?P<sectors>\d+) (?P<kind>\S+) "(?P<file>[^"]+)"', re.MULTILINE)
+_PARENT = re.compile(r"^parentCID=(?!ffffffff)", re.MULTILINE | re.IGNORECASE)
 _SECTOR_BYTES = 512
 _MOST_BYTES = 4 * 1024 * 1024
 _TIMEOUT_S = 60
@@ -49,30 +52,31 @@ async def fetch(session: Session, url: str, what: str) -> bytes | None:
     """A small file; None when it is not there.
 
     Raises:
-        SendenseError: SOURCE_READ_FAILED, VCENTER_UNREACHABLE.
+        SendenseError: SOURCE_READ_FAILED, VCENTER_UNREACHABLE, VCENTER_SESSION_LOST.
     """
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}),
         urllib.request.HTTPSHandler(context=session.trusted.context),
     )
-    request = urllib.request.Request(url, headers={"Cookie": session.cookie()})  # noqa: S310 - always https
 
     def get() -> bytes | None:
+        request = urllib.request.Request(url, headers={"Cookie": session.cookie()})  # noqa: S310 - https
         try:
             with opener.open(request, timeout=_TIMEOUT_S) as answer:
                 return bytes(answer.read(_MOST_BYTES))
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == 404:
                 return None
+            if error.code == 401:
+                raise vim.fault.NotAuthenticated(msg=f"HTTP 401 for {what}") from error
             raise SendenseError(
                 Reason.REASON_SOURCE_READ_FAILED,
                 f"{what} cannot be read from the datastore: HTTP {error.code} {error.reason}",
                 remedy="The user needs the privilege Datastore.Browse on the datastore.",
             ) from error
-        except urllib.error.URLError as error:
-            raise unreachable(session.target, error) from error
 
-    return await session.call(f"reading {what}", get)
+    return await session.read(f"reading {what}", get)
 
 
 async def flat_file(session: Session, machine: Any, descriptor_name: str, capacity_bytes: int) -> str:
@@ -82,26 +86,59 @@ async def flat_file(session: Session, machine: Any, descriptor_name: str, capaci
         SendenseError: DISK_NEEDS_VDDK when the descriptor names anything but one plain file of that size.
     """
     text = await fetch(session, await address(session, machine, descriptor_name), descriptor_name)
-    found = _EXTENT.findall((text or b"").decode(errors="replace"))
-    if len(found) != 1 or found[0][1] != "VMFS" or int(found[0][0]) * _SECTOR_BYTES != capacity_bytes:
+    words = _decoded(text or b"")
+    found = _EXTENT.findall(words)
+    plain = len(found) == 1 and found[0][1] == "VMFS" and "/" not in found[0][2]  # vSAN: "vsan://…"
+    plain = plain and not _PARENT.search(words)
+    if not plain or int(found[0][0]) * _SECTOR_BYTES != capacity_bytes:
         raise SendenseError(
             Reason.REASON_DISK_NEEDS_VDDK,
             f"{descriptor_name} is not one plain file of {capacity_bytes} bytes",
             remedy="Such disks need VMware's library (VDDK).",
         )
-    datastore, path = split(descriptor_name)
-    folder = path.rpartition("/")[0]
-    return await address(session, machine, f"[{datastore}] {folder}/{found[0][2]}")
+    return await address(session, machine, sibling(descriptor_name, found[0][2]))
+
+
+def sibling(file_name: str, other: str) -> str:
+    """The name of another file in the same folder of the same datastore."""
+    datastore, path = split(file_name)
+    folder, slash, _ = path.rpartition("/")
+    return f"[{datastore}] {folder}{slash}{other}"
+
+
+async def datastore_types(session: Session, devices: Iterable[Any]) -> dict[str, str]:
+    """Types of the datastores on which a hardware list's disks are, by managed object ID."""
+    stores = {}
+    for device in devices:
+        store = getattr(getattr(device, "backing", None), "datastore", None)
+        if isinstance(device, vim.vm.device.VirtualDisk) and store is not None:
+            stores[moid(store)] = store
+    return {
+        name: (await session.properties(store, "summary.type")).get("summary.type", "")
+        for name, store in stores.items()
+    }
+
+
+def _decoded(descriptor: bytes) -> str:
+    """A descriptor's text; its encoding is that of the machine where the VM was made."""
+    named = _ENCODING.search(descriptor)
+    try:
+        return descriptor.decode(named["name"].decode("ascii", "replace") if named else "utf-8", "replace")
+    except LookupError:
+        return descriptor.decode("utf-8", "replace")
 
 
 async def _datacenter_path(session: Session, machine: Any) -> str:
     """Inventory path of the VM's datacenter, without the root folder."""
     names: list[str] = []
-    item, inside = machine, False
+    above = await session.properties(machine, "parent", "parentVApp")
+    item, inside = above.get("parent") or above.get("parentVApp"), False
     while item is not None:
         found = await session.properties(item, "name", "parent")
-        inside = inside or isinstance(item, vim.Datacenter)
-        if inside and found.get("parent") is not None:
+        datacenter = isinstance(item, vim.Datacenter)
+        inside = inside or datacenter
+        # The root folder has no parent and is no part of a path. A user with few rights sees no root folder.
+        if datacenter or (inside and found.get("parent") is not None):
             names.append(found["name"])
         item = found.get("parent")
     return "/".join(reversed(names))

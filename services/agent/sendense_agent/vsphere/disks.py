@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ _WITH_CHANGE_ID = (
     _DISK.RawDiskMappingVer1BackingInfo,
     _DISK.RawDiskVer2BackingInfo,
 )
+# What else there is (vSAN, vVols, PMem) keeps disks as objects, not as files that can be read by HTTPS.
+_WITH_PLAIN_FILES = {"VMFS", "NFS", "NFS41"}
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,21 @@ class VirtualDisk:
     """Why only VMware's library can read it; empty: its file can be read by HTTPS."""
 
 
-def disks_of(devices: Iterable[Any]) -> Iterator[VirtualDisk]:
-    """The virtual disks in a hardware list."""
+def disks_of(
+    devices: Iterable[Any], datastore_types: Mapping[str, str] | None = None
+) -> Iterator[VirtualDisk]:
+    """The virtual disks in a hardware list.
+
+    Args:
+        devices: the list.
+        datastore_types: by managed object ID, as "VMFS"; one that is not in it is taken for good.
+    """
     devices = list(devices)
     shared = {
         device.key
         for device in devices
-        if isinstance(device, _DEVICE.VirtualSCSIController) and device.sharedBus not in (None, "noSharing")
+        if isinstance(device, _DEVICE.VirtualController)
+        and getattr(device, "sharedBus", None) not in (None, "noSharing")
     }
     for device in devices:
         if isinstance(device, _DISK):
@@ -60,7 +70,7 @@ def disks_of(devices: Iterable[Any]) -> Iterator[VirtualDisk]:
                 change_id=getattr(backing, "changeId", None) or "",
                 file_name=getattr(backing, "fileName", None) or "",
                 unprotectable_reason=_unprotectable(device, shared),
-                vddk_reason=_needs_vddk(backing),
+                vddk_reason=_needs_vddk(backing, datastore_types or {}),
             )
 
 
@@ -81,11 +91,19 @@ def _unprotectable(disk: Any, shared_controllers: set[int]) -> str:
     return ""
 
 
-def _needs_vddk(backing: Any) -> str:
+def _needs_vddk(backing: Any, datastore_types: Mapping[str, str]) -> str:
     if type(backing) is not _DISK.FlatVer2BackingInfo:
         return f"its backing is {type(backing).__name__.rsplit('.', 1)[-1]}"
     if backing.keyId is not None:
         return "it is encrypted"
     if backing.parent is not None:
         return "it has snapshots or is a linked clone"
+    kind = datastore_types.get(moid(backing.datastore), "") if backing.datastore is not None else ""
+    if kind and kind.upper() not in _WITH_PLAIN_FILES:
+        return f"its datastore is of type {kind}"
     return ""
+
+
+def moid(reference: Any) -> str:
+    """The managed object ID of a reference."""
+    return str(reference._moId)  # noqa: SLF001 - pyvmomi's name for it

@@ -43,6 +43,8 @@ def translate(fault: vmodl.MethodFault, *, doing: str, vcenter: str) -> Sendense
             retryable=False,
             **facts,
         )
+    if isinstance(fault, vim.fault.NotAuthenticated):  # which is a NoPermission too, so it is asked first
+        return SendenseError(Reason.REASON_VCENTER_SESSION_LOST, message, **facts)
     if isinstance(fault, vim.fault.NoPermission):
         return SendenseError(
             Reason.REASON_VCENTER_NO_PERMISSION,
@@ -51,8 +53,6 @@ def translate(fault: vmodl.MethodFault, *, doing: str, vcenter: str) -> Sendense
             privilege=fault.privilegeId,
             **facts,
         )
-    if isinstance(fault, vim.fault.NotAuthenticated):
-        return SendenseError(Reason.REASON_VCENTER_SESSION_LOST, message, **facts)
     return SendenseError(
         Reason.REASON_VSPHERE_FAULT,
         message,

@@ -8,7 +8,8 @@ from typing import Any
 from pyVmomi import vim, vmodl
 
 from sendense.agent.v1.agent_service_pb2 import VirtualDisk, VirtualMachine
-from sendense_agent.vsphere.disks import disks_of
+from sendense_agent.vsphere.disks import disks_of, moid
+from sendense_agent.vsphere.names import shown
 from sendense_agent.vsphere.session import Session
 
 _PC = vmodl.query.PropertyCollector
@@ -28,19 +29,19 @@ _Found = list[tuple[Any, dict[str, Any]]]
 
 
 async def virtual_machines(session: Session) -> list[VirtualMachine]:
-    """All VMs, without templates, by name."""
+    """All VMs, without templates, by name. Folders are paths: a slash within a name stays escaped."""
     doing = "listing VMs"
-    machines = await session.call(doing, lambda: _all_of(session, vim.VirtualMachine, _VM_PATHS))
-    hosts = await session.call(doing, lambda: _all_of(session, vim.HostSystem, ["name"]))
-    folders = await session.call(
+    machines = await session.read(doing, lambda: _all_of(session, vim.VirtualMachine, _VM_PATHS))
+    hosts = await session.read(doing, lambda: _all_of(session, vim.HostSystem, ["name"]))
+    folders = await session.read(
         doing,
         lambda: (
             _all_of(session, vim.Folder, ["name", "parent"])
             + _all_of(session, vim.Datacenter, ["name", "parent"])
         ),
     )
-    host_names = {_moid(reference): found["name"] for reference, found in hosts}
-    tree = {_moid(reference): found for reference, found in folders}
+    host_names = {moid(reference): found["name"] for reference, found in hosts}
+    tree = {moid(reference): found for reference, found in folders}
     listed = [
         _message(reference, found, host_names, tree)
         for reference, found in machines
@@ -70,11 +71,11 @@ def _message(
     host = found.get("runtime.host")
     return VirtualMachine(
         instance_uuid=found["config.instanceUuid"],
-        moref=_moid(reference),
-        name=found["name"],
+        moref=moid(reference),
+        name=shown(found["name"]),
         folder=_path(found.get("parent"), tree),
         power_state=str(found.get("runtime.powerState") or ""),
-        host=hosts.get(_moid(host), "") if host else "",
+        host=hosts.get(moid(host), "") if host else "",
         guest=found.get("config.guestFullName") or "",
         changed_block_tracking=bool(found.get("config.changeTrackingEnabled")),
         disks=[
@@ -93,11 +94,7 @@ def _message(
 
 def _path(folder: Any, tree: dict[str, dict[str, Any]]) -> str:
     names: list[str] = []
-    while folder is not None and (found := tree.get(_moid(folder))) is not None:
+    while folder is not None and (found := tree.get(moid(folder))) is not None:
         names.append(found["name"])
         folder = found.get("parent")
     return "/" + "/".join(reversed(names))
-
-
-def _moid(reference: Any) -> str:
-    return str(reference._moId)  # noqa: SLF001 - pyvmomi's name for it

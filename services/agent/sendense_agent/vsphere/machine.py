@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.vsphere import datastore_files, tasks
 from sendense_agent.vsphere.disks import VirtualDisk, disks_of
 from sendense_agent.vsphere.faults import QUIESCE_FAULTS, translate
+from sendense_agent.vsphere.names import shown
 from sendense_agent.vsphere.session import Session
 from sendense_agent.vsphere.snapshot import Snapshot
 from sendense_common.errors import SendenseError
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 _SNAPSHOT_WITHIN_S = 1800.0
 _PATIENCE_S = 1800.0
 _RECONFIGURE_WITHIN_S = 300.0
+_ASK_FOR_TASKS_EVERY_S = 1.0
+_RUNNING = (vim.TaskInfo.State.queued, vim.TaskInfo.State.running)
 _PATHS = (
     "name",
     "config.instanceUuid",
@@ -33,8 +38,8 @@ _PATHS = (
     "config.hardware.device",
     "config.files.vmPathName",
     "config.extraConfig",
+    "capability.changeTrackingSupported",
     "runtime.powerState",
-    "runtime.consolidationNeeded",
     "snapshot",
 )
 
@@ -55,15 +60,31 @@ class Machine:
         self._session = session
         self._reference = reference
         self._facts: dict[str, Any] = {}
+        self._datastore_types: dict[str, str] = {}
 
     async def refresh(self) -> None:
-        """Reads it anew."""
-        self._facts = await self._session.properties(self._reference, *_PATHS)
+        """Reads it anew.
+
+        Raises:
+            SendenseError: VSPHERE_FAULT when vSphere does not know its configuration.
+        """
+        facts = await self._session.properties(self._reference, *_PATHS)
+        devices = facts.get("config.hardware.device")
+        if devices is None or "config.instanceUuid" not in facts:
+            name = shown(facts.get("name", "without a name"))
+            raise SendenseError(
+                Reason.REASON_VSPHERE_FAULT,
+                f"vCenter {self._session.name} does not know the configuration of VM {name}",
+                remedy="It may be orphaned, or on a host that is disconnected: see the vCenter.",
+                vm=name,
+            )
+        self._datastore_types = await datastore_files.datastore_types(self._session, devices)
+        self._facts = facts
 
     @property
     def name(self) -> str:
         """As vSphere shows it."""
-        return str(self._facts["name"])
+        return shown(str(self._facts["name"]))
 
     @property
     def instance_uuid(self) -> str:
@@ -93,9 +114,18 @@ class Machine:
         """Which disks can be protected.
 
         Raises:
-            SendenseError: VM_HAS_NO_PROTECTABLE_DISK; DISK_NEEDS_VDDK.
+            SendenseError: VM_HAS_NO_PROTECTABLE_DISK; DISK_NEEDS_VDDK; DISK_MISMATCH when two disks
+                cannot be told apart.
         """
-        disks = list(disks_of(self._facts["config.hardware.device"]))
+        disks = list(disks_of(self._facts["config.hardware.device"], self._datastore_types))
+        for key, count in Counter(disk.key for disk in disks).items():
+            if count > 1:
+                raise SendenseError(
+                    Reason.REASON_DISK_MISMATCH,
+                    f"VM {self.name} has {count} disks with the device key {key}",
+                    vm=self.name,
+                    disk=key,
+                )
         eligible = [disk for disk in disks if not disk.unprotectable_reason]
         skipped = [disk for disk in disks if disk.unprotectable_reason]
         if not eligible:
@@ -119,7 +149,8 @@ class Machine:
 
     async def enable_changed_block_tracking(self) -> bool:
         """Turns it on where possible; True when this call did it. Takes effect at the next snapshot."""
-        if self.changed_block_tracking or any(True for _ in self.snapshot_trees()):
+        possible = self._facts.get("capability.changeTrackingSupported", True)
+        if self.changed_block_tracking or not possible or any(True for _ in self.snapshot_trees()):
             return False
         doing = f"turning on changed block tracking of VM {self.name}"
         spec = vim.vm.ConfigSpec(changeTrackingEnabled=True)
@@ -134,7 +165,7 @@ class Machine:
         """Freezes all disks; waits first for whatever else goes on with the VM.
 
         Raises:
-            SendenseError: SNAPSHOT_FAILED, QUIESCE_FAILED, DEADLINE_EXCEEDED.
+            SendenseError: SNAPSHOT_FAILED, QUIESCE_FAILED, DEADLINE_EXCEEDED, VCENTER_NO_PERMISSION.
         """
         warnings: list[tuple[str, str]] = []
         result = "not_requested"
@@ -184,12 +215,44 @@ class Machine:
             raise error from fault
 
     async def own_snapshots(self, hub_id: str, job_ids: set[str]) -> list[Snapshot]:
-        """Snapshots that this hub's named jobs made, newest first. Nobody else's, whatever its name."""
+        """Snapshots that this hub's named jobs made, newest first. Nobody else's, whatever its name.
+
+        One that vSphere is still making is waited for: who asked for it may be gone.
+
+        Raises:
+            SendenseError: DEADLINE_EXCEEDED when it does not end.
+        """
         wanted = {describe(hub_id, job_id) for job_id in job_ids}
+        await self._snapshot_tasks_ended()
         await self.refresh()
         found = [tree for tree in self.snapshot_trees() if tree.description in wanted]
         found.sort(key=lambda tree: tree.id, reverse=True)
         return [Snapshot(self._session, self._reference, tree.snapshot, self.name) for tree in found]
+
+    async def _snapshot_tasks_ended(self) -> None:
+        deadline = asyncio.get_running_loop().time() + _PATIENCE_S
+        while await self._snapshot_task_runs():
+            if asyncio.get_running_loop().time() >= deadline:
+                raise SendenseError(
+                    Reason.REASON_DEADLINE_EXCEEDED,
+                    f"vSphere still makes or removes a snapshot of VM {self.name} after {_PATIENCE_S:.0f} s",
+                    vm=self.name,
+                )
+            await asyncio.sleep(_ASK_FOR_TASKS_EVERY_S)
+
+    async def _snapshot_task_runs(self) -> bool:
+        recent = (await self._session.properties(self._reference, "recentTask")).get("recentTask") or []
+        for task in recent:
+            try:
+                found = await self._session.properties(task, "info.descriptionId", "info.state")
+            except SendenseError as error:
+                if error.metadata.get("fault") != "vmodl.fault.ManagedObjectNotFound":
+                    raise
+                continue  # vSphere has forgotten it since
+            kind = str(found.get("info.descriptionId") or "").lower()
+            if "snapshot" in kind and found.get("info.state") in _RUNNING:
+                return True
+        return False
 
     async def config_json(self) -> bytes:
         """Its whole configuration, as vSphere gives it."""
@@ -200,10 +263,8 @@ class Machine:
         """Its NVRAM file; empty when there is none."""
         for option in self._facts.get("config.extraConfig") or []:
             if option.key == "nvram" and option.value:
-                folder = self._facts["config.files.vmPathName"].rpartition("/")[0]
-                url = await datastore_files.address(
-                    self._session, self._reference, f"{folder}/{option.value}"
-                )
+                file = datastore_files.sibling(self._facts["config.files.vmPathName"], option.value)
+                url = await datastore_files.address(self._session, self._reference, file)
                 return await datastore_files.fetch(self._session, url, "the NVRAM file") or b""
         return b""
 
@@ -228,7 +289,7 @@ async def find_machine(session: Session, instance_uuid: str, name: str) -> Machi
         SendenseError: VM_NOT_FOUND.
     """
     search = session.content.searchIndex
-    reference = await session.call(
+    reference = await session.read(
         f"looking for VM {name}",
         lambda: search.FindByUuid(None, instance_uuid, True, True),
     )

@@ -7,8 +7,7 @@ import asyncio
 import contextlib
 import http.client
 import logging
-import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ from pyVmomi import SoapStubAdapter, vim, vmodl
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.vsphere.faults import translate
-from sendense_agent.vsphere.tls import Trusted, VcenterTarget, recognize, unreachable
+from sendense_agent.vsphere.tls import Trusted, VcenterTarget, connection_failed, recognize
 from sendense_common.errors import SendenseError
 
 log = logging.getLogger(__name__)
@@ -27,6 +26,10 @@ _VERSION = "vim.version.v7_0"
 _CALL_TIMEOUT_S = 120
 # vCenter forgets a session that was silent for 30 minutes.
 _KEEP_ALIVE_S = 300.0
+# Servers and firewalls drop silent connections; a call on one that is gone would fail for nothing.
+_IDLE_CONNECTION_S = 20
+_READ_AGAIN_AFTER_S = (0.5, 3.0)
+_LOGOUT_WITHIN_S = 10.0
 _PAGE = 100
 
 _PC = vmodl.query.PropertyCollector
@@ -50,8 +53,11 @@ class Session:
             version=_VERSION,
             sslContext=trusted.context,
             httpConnectionTimeout=_CALL_TIMEOUT_S,
+            connectionPoolTimeout=_IDLE_CONNECTION_S,
         )
         self.content: Any = None
+        self._cookie = ""
+        self._refused: Any = None
 
     @property
     def name(self) -> str:
@@ -60,8 +66,7 @@ class Session:
 
     def cookie(self) -> str:
         """For HTTPS to the datastores' files, as "vmware_soap_session=…"."""
-        cookie: str = self._stub.cookie or ""
-        return cookie.split(";", maxsplit=1)[0]
+        return self._cookie
 
     def reference(self, kind: Any, moid: str) -> Any:
         """An object by its managed object ID."""
@@ -77,43 +82,59 @@ class Session:
         Raises:
             SendenseError: what the fault means; VCENTER_UNREACHABLE when the connection fails.
         """
-        try:
-            return await self._run(doing, function)
-        except vim.fault.NotAuthenticated:
-            log.warning("%s: the session had ended; logging in again", self.name)
-        try:
-            await self._run(doing, self._login)
-            return await self._run(doing, function)
-        except vim.fault.NotAuthenticated as fault:
-            raise translate(fault, doing=doing, vcenter=self.name) from fault
+
+        def repeating() -> T:
+            # All in the one thread: of several calls that find the session gone, only the first logs in.
+            try:
+                return function()
+            except vim.fault.NotAuthenticated:
+                log.warning("%s: the session had ended; logging in again", self.name)
+            self._login()
+            return function()
+
+        return await self._run(doing, repeating)
+
+    async def call_expecting(self, doing: str, faults: Any, function: Callable[[], T]) -> T:
+        """Like `call`, but these faults come out as they are."""
+        return await self.call(doing, _expecting(faults, function))
+
+    async def read(self, doing: str, function: Callable[[], T], *, expecting: Any = ()) -> T:
+        """Like `call_expecting`, for calls that change nothing: they are repeated when a connection fails."""
+        for pause_s in _READ_AGAIN_AFTER_S:
+            try:
+                return await self.call_expecting(doing, expecting, function)
+            except SendenseError as error:
+                if error.reason != Reason.REASON_VCENTER_UNREACHABLE:
+                    raise
+                log.warning("%s: %s: %s; asking again", self.name, doing, error)
+            await asyncio.sleep(pause_s)
+        return await self.call_expecting(doing, expecting, function)
 
     async def _run(self, doing: str, function: Callable[[], T]) -> T:
-        """NotAuthenticated and what callers of `raw` look for come out as they are."""
+        """Only what a caller expects comes out as it is."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, function)
-        except vim.fault.NotAuthenticated:
+        except SendenseError:
             raise
         except Expected as expected:
             raise expected.fault from None
         except vmodl.MethodFault as fault:
             raise translate(fault, doing=doing, vcenter=self.name) from fault
-        except (OSError, http.client.HTTPException, ssl.SSLError) as error:
-            raise unreachable(self.target, error) from error
-
-    async def call_expecting(self, doing: str, faults: Any, function: Callable[[], T]) -> T:
-        """Like `call`, but these faults come out as they are."""
-
-        def guarded() -> T:
-            try:
-                return function()
-            except faults as fault:
-                raise Expected(fault) from fault
-
-        return await self.call(doing, guarded)
+        except (OSError, http.client.HTTPException) as error:
+            raise connection_failed(self.target, error) from error
+        except Exception as error:
+            # pyvmomi raises whatever its parser meets, as when a proxy answers with a page of its own.
+            log.exception("%s: %s", self.name, doing)
+            raise SendenseError(
+                Reason.REASON_VSPHERE_FAULT,
+                f"{doing}: vCenter {self.name} answers something that is not vSphere's: {error!r}",
+                remedy=f"Is a vCenter at {self.target.host}:{self.target.port}, and no proxy before it?",
+                vcenter=self.name,
+            ) from error
 
     async def properties(self, reference: Any, *paths: str) -> dict[str, Any]:
         """Properties of one object, by path; those without a value are missing."""
-        found = await self.call(f"reading {paths[0]}", lambda: self._retrieve([reference], paths))
+        found = await self.read(f"reading {paths[0]}", lambda: self._retrieve([reference], paths))
         return found[0][1] if found else {}
 
     def _retrieve(self, references: Iterable[Any], paths: Iterable[str]) -> list[tuple[Any, dict[str, Any]]]:
@@ -125,7 +146,7 @@ class Session:
         return list(self.pages(spec))
 
     def pages(self, spec: Any) -> Iterable[tuple[Any, dict[str, Any]]]:
-        """(object, properties) of all that a filter selects. Blocks; runs within `call`."""
+        """(object, properties) of all that a filter selects. Blocks; runs within `read`."""
         collector = self.content.propertyCollector
         page = collector.RetrievePropertiesEx([spec], _PC.RetrieveOptions(maxObjects=_PAGE))
         while page is not None:
@@ -134,10 +155,18 @@ class Session:
             page = collector.ContinueRetrievePropertiesEx(page.token) if page.token else None
 
     def _login(self) -> None:
+        """Blocks. A refused password is not tried again, whoever asks: accounts get locked."""
+        if self._refused is not None:
+            raise self._refused
         self._stub.cookie = ""
         service = vim.ServiceInstance("ServiceInstance", self._stub)
         self.content = service.RetrieveContent()
-        self.content.sessionManager.Login(self._username, self._password, None)
+        try:
+            self.content.sessionManager.Login(self._username, self._password, None)
+        except vim.fault.InvalidLogin as fault:
+            self._refused = fault
+            raise
+        self._cookie = (self._stub.cookie or "").split(";", maxsplit=1)[0]
         self.vcenter_uuid = self.content.about.instanceUuid
         self.full_name = self.content.about.fullName
 
@@ -159,13 +188,26 @@ class Session:
 
     async def close(self) -> None:
         """Logs out."""
-        if self.content is not None and self._stub.cookie:
+        if self._cookie:
             try:
-                async with asyncio.timeout(_KEEP_ALIVE_S):
+                async with asyncio.timeout(_LOGOUT_WITHIN_S):
                     await self._run("logging out", self.content.sessionManager.Logout)
-            except (SendenseError, vmodl.MethodFault, TimeoutError) as error:
+            except (SendenseError, TimeoutError) as error:
                 log.info("%s: logging out: %s", self.name, error)
+        self._stub.DropConnections()
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _expecting(faults: Any, function: Callable[[], T]) -> Callable[[], T]:
+    def guarded() -> T:
+        try:
+            return function()
+        except vim.fault.NotAuthenticated:
+            raise  # whatever is expected, this one means logging in again
+        except faults as fault:
+            raise Expected(fault) from fault
+
+    return guarded
 
 
 class Expected(Exception):  # noqa: N818 - carries a fault past the translation
@@ -194,4 +236,18 @@ async def open_session(target: VcenterTarget, username: str, password: str) -> A
         if keeping is not None:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
-        await asyncio.shield(session.close())
+        await _to_its_end(session.close())
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Does it even when this task is cancelled meanwhile: a session that nobody closed lives for hours."""
+    task = asyncio.ensure_future(work)
+    interrupted: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as cancelled:
+            interrupted = cancelled
+    task.result()
+    if interrupted is not None:
+        raise interrupted

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -20,7 +21,12 @@ log = logging.getLogger(__name__)
 
 _REMOVE_WITHIN_S = 6 * 3600.0
 _PATIENCE_S = 1800.0
+_REMOVE_AGAIN_AFTER_S = (2.0, 10.0)
+_CONSOLIDATED_WITHIN_S = 30.0
 _ALL = "*"
+_GONE = "vmodl.fault.ManagedObjectNotFound"
+# Faults of the question and answers that cannot be right; not: no connection, no session, no right to ask.
+_ONLY_OF_THE_ANSWER = {Reason.REASON_VSPHERE_FAULT, Reason.REASON_CBT_INCONSISTENT}
 
 
 class ChangeIdRejectedError(Exception):
@@ -47,15 +53,31 @@ class Snapshot:
         return str(self._reference._moId)  # noqa: SLF001 - pyvmomi's name for it
 
     async def load(self) -> None:
-        """Reads its hardware list."""
+        """Reads its hardware list.
+
+        Raises:
+            SendenseError: SNAPSHOT_FAILED when there is none.
+        """
         found = await self._session.properties(self._reference, "config.hardware.device")
-        self.disks = list(disks_of(found["config.hardware.device"]))
+        devices = found.get("config.hardware.device")
+        if devices is None:
+            raise SendenseError(
+                Reason.REASON_SNAPSHOT_FAILED,
+                f"vCenter {self._session.name} shows no disks of the snapshot of VM {self._vm_name}",
+                vm=self._vm_name,
+            )
+        self.disks = list(disks_of(devices, await datastore_files.datastore_types(self._session, devices)))
 
     async def allocated(self, disk: VirtualDisk) -> Extents | None:
-        """Areas in use; None where the datastore cannot tell."""
+        """Areas in use; None where the datastore cannot tell: then all is in use, which is always true."""
         try:
             return await self._areas(disk, _ALL)
         except ChangeIdRejectedError:
+            return None
+        except SendenseError as error:
+            if error.metadata.get("fault") == _GONE or error.reason not in _ONLY_OF_THE_ANSWER:
+                raise
+            log.warning("%s of VM %s is read as a whole: %s", disk.label, self._vm_name, error)
             return None
 
     async def changed_since(self, disk: VirtualDisk, change_id: str) -> Extents:
@@ -97,10 +119,10 @@ class Snapshot:
         doing = f"asking for changed areas of {disk.label} of VM {self._vm_name}"
         faults = (vim.fault.FileFault, vmodl.fault.InvalidArgument)
         try:
-            return await self._session.call_expecting(
+            return await self._session.read(
                 doing,
-                faults,
                 lambda: self._machine.QueryChangedDiskAreas(self._reference, disk.key, position, change_id),
+                expecting=faults,
             )
         except faults as fault:
             if isinstance(fault, vmodl.fault.InvalidArgument) and fault.invalidProperty not in {
@@ -137,8 +159,22 @@ class Snapshot:
         """Removes this snapshot and no other, and waits until its deltas are merged. Gone is fine too.
 
         Raises:
-            SendenseError: it may still be there.
+            SendenseError: it may still be there, or its deltas are.
         """
+        for pause_s in _REMOVE_AGAIN_AFTER_S:
+            try:
+                await self._remove()
+                break
+            except SendenseError as error:
+                if error.reason != Reason.REASON_VSPHERE_FAULT:
+                    raise
+                log.warning("%s; trying again", error)
+                await asyncio.sleep(pause_s)
+        else:
+            await self._remove()
+        await self._consolidated()
+
+    async def _remove(self) -> None:
         doing = f"removing the snapshot of VM {self._vm_name}"
         try:
             await tasks.run(
@@ -152,10 +188,28 @@ class Snapshot:
             return
         except vmodl.MethodFault as fault:
             raise translate(fault, doing=doing, vcenter=self._session.name) from fault
-        except SendenseError as error:
-            if "ManagedObjectNotFound" in error.metadata.get("fault", ""):
+
+    async def _consolidated(self) -> None:
+        """Raises when deltas stay although no snapshot needs them: the next snapshot would go on top."""
+        deadline = asyncio.get_running_loop().time() + _CONSOLIDATED_WITHIN_S
+        while True:
+            try:
+                found = await self._session.properties(self._machine, "runtime.consolidationNeeded")
+            except SendenseError as error:
+                if error.metadata.get("fault") == _GONE:
+                    return  # the VM itself
+                raise
+            if not found.get("runtime.consolidationNeeded"):
                 return
-            raise
+            if asyncio.get_running_loop().time() >= deadline:
+                raise SendenseError(
+                    Reason.REASON_VSPHERE_FAULT,
+                    f"the snapshot of VM {self._vm_name} is removed, but vSphere could not merge its files",
+                    remedy="Consolidate the VM's disks in the vSphere client; without that the next backup "
+                    "is refused.",
+                    vm=self._vm_name,
+                )
+            await asyncio.sleep(1)
 
     def _inconsistent(self, disk: VirtualDisk, what: str) -> SendenseError:
         return SendenseError(

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.vsphere.session import Session
@@ -25,13 +25,15 @@ async def wait(session: Session, task: Any, *, doing: str, timeout_s: float) -> 
     """The result of a task.
 
     Raises:
-        vim.fault: the task's own fault.
+        vmodl.MethodFault: the task's own fault.
         SendenseError: DEADLINE_EXCEEDED; the task may still be running then.
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
     pause_s = _SHORTEST_WAIT_S
     while asyncio.get_running_loop().time() < deadline:
-        info = (await session.properties(task, "info"))["info"]
+        info = (await session.properties(task, "info")).get("info")
+        if info is None:
+            raise SendenseError(Reason.REASON_VSPHERE_FAULT, f"{doing}: vSphere shows nothing of its task")
         if info.state == vim.TaskInfo.State.success:
             return info.result
         if info.state == vim.TaskInfo.State.error:
@@ -49,13 +51,13 @@ async def run(
     """Starts a task and waits for it; while another task keeps the VM busy, tries again for `patience_s`.
 
     Raises:
-        vim.fault: what the start or the task failed with.
+        vmodl.MethodFault: what the start or the task failed with.
         SendenseError: DEADLINE_EXCEEDED, or what is not vSphere's.
     """
     deadline = asyncio.get_running_loop().time() + patience_s
     while True:
         try:
-            task = await session.call_expecting(doing, vim.fault.VimFault, start)
+            task = await session.call_expecting(doing, vmodl.MethodFault, start)
             return await wait(session, task, doing=doing, timeout_s=timeout_s)
         except vim.fault.TaskInProgress:
             if asyncio.get_running_loop().time() >= deadline:

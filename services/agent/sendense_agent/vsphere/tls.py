@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import ssl
+import urllib.error
 from dataclasses import dataclass
 
 from sendense.agent.v1.vcenter_access_pb2 import VcenterAccess
@@ -50,11 +51,19 @@ def recognize(target: VcenterTarget) -> Trusted:
     """Connects once and checks the certificate. Blocks for seconds.
 
     Raises:
-        SendenseError: VCENTER_UNREACHABLE, or VCENTER_CERTIFICATE_NOT_TRUSTED with the cause.
+        SendenseError: VCENTER_UNREACHABLE, INVALID_REQUEST for a CA that is none, or
+            VCENTER_CERTIFICATE_NOT_TRUSTED with the cause.
     """
     if not target.ca_pem:
         return _recognize_pinned(target)
-    context = ssl.create_default_context(cadata=target.ca_pem)
+    try:
+        context = ssl.create_default_context(cadata=target.ca_pem)
+    except (ssl.SSLError, TypeError, ValueError) as error:
+        raise invalid(
+            "vcenter.trust.ca_pem",
+            f"holds no certificate of an authority: {error}",
+            remedy=f"Add vCenter {target.name} again with --ca-file, a PEM file.",
+        ) from error
     shown = _handshake(target, context)
     return Trusted(context, target.ca_pem, hashlib.sha256(shown).digest())
 
@@ -88,14 +97,16 @@ def _handshake(target: VcenterTarget, context: ssl.SSLContext) -> bytes:
             shown = secure.getpeercert(binary_form=True)
             assert shown is not None
             return shown
-    except ssl.SSLCertVerificationError as error:
-        raise _not_trusted(target, error.verify_message) from error
     except (OSError, UnicodeError) as error:
-        raise unreachable(target, error) from error
+        raise connection_failed(target, error) from error
 
 
-def unreachable(target: VcenterTarget, error: Exception) -> SendenseError:
-    """VCENTER_UNREACHABLE with the network's own words."""
+def connection_failed(target: VcenterTarget, error: BaseException) -> SendenseError:
+    """VCENTER_CERTIFICATE_NOT_TRUSTED, or VCENTER_UNREACHABLE with the network's own words."""
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
+        error = error.reason
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _not_trusted(target, error.verify_message)
     return SendenseError(
         Reason.REASON_VCENTER_UNREACHABLE,
         f"vCenter {target.name} does not answer at {target.host}:{target.port}: "
