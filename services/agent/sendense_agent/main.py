@@ -15,7 +15,7 @@ from sendense_common.errors import SendenseError
 from sendense_common.keys import ensure_agent_keys
 from sendense_common.paths import AgentPaths, private_dir, runtime_dir
 from sendense_common.service import run_service
-from sendense_common.tunnel import ensure_key
+from sendense_common.tunnel import ensure_key, fingerprint
 
 _EPILOG = """\
 Every option can be given as an environment variable instead: SENDENSE_STATE, SENDENSE_RUN. SENDENSE_LOG sets
@@ -69,12 +69,14 @@ def parser() -> argparse.ArgumentParser:
 def configure(options: argparse.Namespace, paths: AgentPaths) -> int:
     """Writes the configuration, makes the keys, prints their public halves."""
     host, separator, port = options.hub.rpartition(":")
-    if not separator or not port.isdecimal():
+    host = host.strip("[]")
+    if not separator or not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
         print(f"sendense-agent: {options.hub!r} is not HOST:PORT", file=sys.stderr)  # noqa: T201
         return 2
-    private_dir(paths.state)
     try:
-        AgentConfig(options.site, host.strip("[]"), int(port), options.hub_key).save(paths)
+        fingerprint(options.hub_key)  # a line that was cut is better found now
+        private_dir(paths.state)
+        AgentConfig(options.site, host, int(port), options.hub_key).save(paths)
         print(ensure_key(ssh_key_file(paths), options.site))  # noqa: T201
         print(ensure_agent_keys(paths.lease_keys_file).public.to_line(options.site))  # noqa: T201
     except SendenseError as error:

@@ -19,6 +19,7 @@ class EventLog:
         self._acked = 0
         self._progress: pb.RunBackupResponse | None = None
         self._news = asyncio.Event()
+        self._delivered = False
         self.ended = False
         """Whether the last event is `done` or `failed`."""
 
@@ -43,8 +44,8 @@ class EventLog:
         self._wake()
 
     async def wait_drained(self) -> None:
-        """Returns when it has ended and the hub knows."""
-        while not (self.ended and self._acked == self._last):
+        """Returns when it has ended and the hub knows, or at least has been sent the last event."""
+        while not (self.ended and (self._delivered or self._acked == self._last)):
             await self._news.wait()
 
     def continues_after(self, seq: int) -> bool:
@@ -66,7 +67,10 @@ class EventLog:
             for event in [each for each in self._events if each.seq > sent]:
                 sent = event.seq
                 yield event
+            sent = max(sent, self._acked)  # what the hub has stored, by another stream, is not missing here
             if self.ended and sent >= self._last:
+                self._delivered = True
+                self._wake()
                 return
             await news.wait()
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _BEFORE_SNAPSHOT = frozenset(
     {pb.AGENT_PHASE_UNSPECIFIED, pb.AGENT_PHASE_LOGIN, pb.AGENT_PHASE_PREFLIGHT},
 )
+# A worker that has said its last word only sends its spans; they are not worth a process that stays.
+_EXIT_WITHIN_S = 30.0
 
 
 class Job:
@@ -92,11 +94,17 @@ class Job:
                 timeout_s = self.start.orphan_timeout.ToTimedelta().total_seconds()
                 self._orphaned = asyncio.get_running_loop().call_later(timeout_s, self._abandon, timeout_s)
 
-    async def follow(self, after_seq: int) -> AsyncGenerator[pb.RunBackupResponse, None]:
-        """Events on one stream."""
+    async def follow(self, after_seq: int, attempt: int) -> AsyncGenerator[pb.RunBackupResponse, None]:
+        """Events on one stream.
+
+        Raises:
+            SendenseError: ATTEMPT_FENCED, with the first event after a higher attempt has joined.
+        """
         with self.followed():
             async with contextlib.aclosing(self.log.follow(after_seq)) as events:
                 async for event in events:
+                    if attempt < self.attempt:
+                        raise fenced(self.start.job_id, attempt, self.attempt)
                     yield event
 
     def _abandon(self, timeout_s: float) -> None:
@@ -119,18 +127,38 @@ class Job:
                     self._worker = worker
                     for request in self._pending:
                         await worker.send(request)
-                    async with contextlib.aclosing(worker.messages()) as messages:
-                        async for wrapped in messages:
-                            event = unpack(wrapped, pb.RunBackupResponse)
-                            if event is not None:
-                                self._take(event)
+                    await self._hear(worker)
         except SendenseError as error:
             failure = error
+        except Exception:
+            log.exception("job %s: its worker could not be listened to", self.start.job_id)
+            failure = SendenseError(
+                Reason.REASON_INTERNAL,
+                "the agent's worker said something that cannot be understood",
+                remedy="The log of the agent has the details; please report them.",
+            )
         finally:
             self._worker = None
             self._stop_timer()
             if not self.log.ended:
                 self._fail(self._ended_because or failure)
+
+    async def _hear(self, worker: WorkerProcess) -> None:
+        """Takes what the worker says, to its end; after its last event it is not waited for for ever."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with (
+                asyncio.timeout(None) as patience,
+                contextlib.aclosing(worker.messages()) as messages,
+            ):
+                async for wrapped in messages:
+                    event = unpack(wrapped, pb.RunBackupResponse)
+                    if event is not None and not self.log.ended:
+                        self._take(event)
+                        if self.log.ended:
+                            patience.reschedule(loop.time() + _EXIT_WITHIN_S)
+        except TimeoutError:
+            log.warning("job %s: its worker did not end by itself", self.start.job_id)
 
     def _take(self, event: pb.RunBackupResponse) -> None:
         match event.WhichOneof("event"):
@@ -159,6 +187,16 @@ class Job:
         event = pb.RunBackupResponse(failed=failed, traceparent=self._request.traceparent)
         event.time.GetCurrentTime()
         self._take(event)
+
+
+def fenced(job_id: str, attempt: int, higher: int) -> SendenseError:
+    """ATTEMPT_FENCED."""
+    return SendenseError(
+        Reason.REASON_ATTEMPT_FENCED,
+        f"attempt {attempt} of job {job_id} may do nothing any more: attempt {higher} is here",
+        retryable=False,
+        job=job_id,
+    )
 
 
 def lost(job_id: str, why: str) -> SendenseError:

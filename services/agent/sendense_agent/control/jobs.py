@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
-from sendense_agent.control.job import Job, lost
+from sendense_agent.control.job import Job, fenced, lost
 from sendense_agent.control.worker_process import WorkerCommand
 from sendense_common.errors import SendenseError
 
@@ -46,9 +46,9 @@ class Jobs:
         # What follows an await below is looked at anew, so that two starts cannot both find a place free.
         while (job := self._jobs.get(start.job_id)) is not None:
             if start.attempt < job.attempt:
-                raise _fenced(start.job_id, start.attempt, job.attempt)
+                raise fenced(start.job_id, start.attempt, job.attempt)
             if start.attempt > job.attempt and start.after_seq == 0:
-                await job.end(_fenced(start.job_id, job.attempt, start.attempt))
+                await job.end(fenced(start.job_id, job.attempt, start.attempt))
                 if self._jobs.get(start.job_id) is job:
                     del self._jobs[start.job_id]
                 continue
@@ -104,7 +104,7 @@ class Jobs:
 
     async def drained(self) -> None:
         """Returns when the hub knows how all of them ended."""
-        for job in self._jobs.values():
+        for job in list(self._jobs.values()):
             await job.log.wait_drained()
 
     def _forget_later(self, job_id: str, job: Job) -> None:
@@ -114,15 +114,6 @@ class Jobs:
 
         with contextlib.suppress(RuntimeError):  # the loop is closing
             asyncio.get_running_loop().call_later(_KEEP_ENDED_S, forget)
-
-
-def _fenced(job_id: str, attempt: int, higher: int) -> SendenseError:
-    return SendenseError(
-        Reason.REASON_ATTEMPT_FENCED,
-        f"attempt {attempt} of job {job_id} may do nothing any more: attempt {higher} is here",
-        retryable=False,
-        job=job_id,
-    )
 
 
 def _stopped(job: Job) -> SendenseError:

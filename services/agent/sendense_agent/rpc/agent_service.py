@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from sendense_agent.worker.channel import unpack
 from sendense_common.errors import SendenseError, invalid
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_LONGEST_ORPHAN_TIMEOUT_NS = 7 * 24 * 3600 * 10**9
 _TOOLS = ("nbdkit", "nbdinfo", "setpriv")
 
 M = TypeVar("M", bound=Message)
@@ -90,9 +92,9 @@ class AgentService(AgentServiceServicer):
             event.time.GetCurrentTime()
             yield event
             return
-        listening = asyncio.create_task(_pass_on(requests, job))
+        listening = asyncio.create_task(_pass_on(requests, job, first.start.attempt))
         try:
-            async with contextlib.aclosing(job.follow(first.start.after_seq)) as events:
+            async with contextlib.aclosing(job.follow(first.start.after_seq, first.start.attempt)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -112,21 +114,31 @@ class AgentService(AgentServiceServicer):
         raise SendenseError(Reason.REASON_INTERNAL, "the agent's worker ended without an answer")
 
 
-async def _pass_on(requests: AsyncIterator[backup_pb2.RunBackupRequest], job: Job) -> None:
+async def _pass_on(requests: AsyncIterator[backup_pb2.RunBackupRequest], job: Job, attempt: int) -> None:
     async for request in requests:
+        if attempt < job.attempt:
+            return  # fenced: whoever speaks here may do nothing any more
         await job.tell(request)
 
 
 def _check(start: backup_pb2.BackupStart) -> None:
-    for field in ("job_id", "hub_id", "vm_instance_uuid"):
+    try:
+        uuid.UUID(start.job_id)  # names files of this site
+    except ValueError:
+        raise invalid("start.job_id", "must be a UUID") from None
+    for field in ("hub_id", "vm_instance_uuid"):
         if not getattr(start, field):
             raise invalid(f"start.{field}", "is required")
-    if start.attempt < 1 or start.after_seq < 0:
+    if not start.HasField("vcenter"):
+        raise invalid("start.vcenter", "is required")
+    if start.attempt < 1:
         raise invalid("start.attempt", "must be 1 or more")
+    if start.after_seq < 0:
+        raise invalid("start.after_seq", "must be 0 or more")
     if start.quiesce not in backup_pb2.QuiesceMode.values() or not start.quiesce:
         raise invalid("start.quiesce", "is required")
-    if start.orphan_timeout.ToNanoseconds() <= 0:
-        raise invalid("start.orphan_timeout", "is required")
+    if not 0 < start.orphan_timeout.ToNanoseconds() <= _LONGEST_ORPHAN_TIMEOUT_NS:
+        raise invalid("start.orphan_timeout", "must be more than nothing and at most a week")
 
 
 async def _version(name: str) -> str:

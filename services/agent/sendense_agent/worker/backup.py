@@ -152,8 +152,11 @@ class Backup:
         """Removes what a call that failed, or was not waited for, may have made."""
         await asyncio.wait({making})
         try:
-            for snapshot in await machine.own_snapshots(self._start.hub_id, {self._start.job_id}):
+            found = await machine.own_snapshots(self._start.hub_id, {self._start.job_id})
+            for snapshot in found:
                 await self._remove(snapshot)
+            if not found and not _is_vsphere_answer(making):
+                self._snapshot_left = True  # the task may still run, and make it later
         except SendenseError as error:
             self._snapshot_left = True
             log.error("whether there is a snapshot of job %s is not known: %s", self._start.job_id, error)
@@ -227,6 +230,12 @@ class Backup:
         event.time.GetCurrentTime()
         event.traceparent = telemetry.traceparent()
         await self._channel.send(event)
+
+
+def _is_vsphere_answer(making: asyncio.Task[Snapshot]) -> bool:
+    """Whether it ended by a word of vSphere's, not by a connection or a deadline."""
+    error = making.exception()
+    return error is None or (isinstance(error, SendenseError) and "fault" in error.metadata)
 
 
 def _refuse_fulls(vm_name: str, plans: list[DiskPlan]) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -24,6 +25,8 @@ class Channel:
         """Args: writer: None for a worker, which writes to its standard output."""
         self._reader = reader
         self._writer = writer
+        # One thread: what several tasks say at once, or say after one that was cancelled, must not mix.
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="channel") if writer is None else None
 
     @classmethod
     async def of_worker(cls) -> Channel:
@@ -44,7 +47,7 @@ class Channel:
         data = framing.frame(wrapped)
         with contextlib.suppress(ConnectionError):
             if self._writer is None:
-                await asyncio.to_thread(_write_all, data)
+                await asyncio.get_running_loop().run_in_executor(self._writing, _write_all, data)
             else:
                 self._writer.write(data)
                 await self._writer.drain()

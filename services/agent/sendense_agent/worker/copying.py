@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Awaitable, Callable
 
@@ -19,6 +20,7 @@ from sendense_common.errors import SendenseError, invalid
 from sendense_common.paths import private_dir
 
 _PROGRESS_EVERY_S = 0.25
+_EXPORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Say = Callable[[pb.RunBackupResponse], Awaitable[None]]
 
@@ -121,9 +123,9 @@ class Copying:
 
     async def _share(self) -> None:
         """Gives each mover its part of the rate."""
-        for mover in list(self._movers.values()):
-            share = max(1, self._bytes_per_second // len(self._movers)) if self._bytes_per_second else 0
-            await mover.limit(share)
+        movers = list(self._movers.values())
+        for mover in movers:  # while one is told, others may come and go, and then it is shared out anew
+            await mover.limit(max(1, self._bytes_per_second // len(movers)) if self._bytes_per_second else 0)
 
 
 async def confirm(snapshot: Snapshot, vm_name: str) -> None:
@@ -139,6 +141,9 @@ async def confirm(snapshot: Snapshot, vm_name: str) -> None:
 
 def _matched(plans: list[DiskPlan], exports: pb.OpenExports) -> dict[int, pb.DiskExport]:
     """The export of each disk, by its key; they belong together by key and by size."""
+    for export in exports.exports:
+        if not _EXPORT_NAME.fullmatch(export.export_name):  # names a socket of this site
+            raise invalid("exports.export_name", f"{export.export_name!r} is not a name")
     by_key = {export.disk_key: export for export in exports.exports}
     if set(by_key) != {plan.disk.key for plan in plans} or len(by_key) != len(exports.exports):
         raise invalid("exports", "are not those of the planned disks")
