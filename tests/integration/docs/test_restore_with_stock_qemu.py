@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from tests.integration.docs.page import commands, run, section
 from tests.integration.repository.kit import BLOCK_BYTES, MACHINE, VCENTER, make_point, noise, patch
 
 from sendense_hub.repository import DiskDocument, PointDocument, open_repository
@@ -19,41 +19,18 @@ from sendense_hub.repository.ledger import RECORD
 
 pytestmark = pytest.mark.integration
 
-PAGE = Path(__file__).parents[3] / "docs" / "repository-format.md"
+PAGE = "docs/repository-format.md"
 CAPACITY = 5 * BLOCK_BYTES + 512
 # What is at 4096 is written twice: the second time replaces a part of the first.
 FULL = {0: noise(1, BLOCK_BYTES), 4096: noise(5, 4096), 3 * BLOCK_BYTES + 512: noise(2, BLOCK_BYTES)}
 CHANGED = {65536: noise(3, 65536), 3 * BLOCK_BYTES: bytes(BLOCK_BYTES), CAPACITY - 512: noise(4, 512)}
 
 
-def section(title: str) -> str:
-    """The text below a heading, up to the next one of its kind."""
-    found = re.search(
-        rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.DOTALL | re.MULTILINE
-    )
-    assert found, f"{PAGE.name} has no section {title!r}"
-    return found[1]
-
-
-def commands() -> str:
+def restore() -> str:
     """All commands of the section, as one script."""
-    blocks = re.findall(
-        r"^```sh\n(.*?)^```", section("Restore with stock QEMU alone"), re.DOTALL | re.MULTILINE
-    )
+    blocks = commands(PAGE, "Restore with stock QEMU alone")
     assert len(blocks) == 7
     return "".join(blocks)
-
-
-def run(script: str, **variables: object) -> subprocess.CompletedProcess[str]:
-    """The script in a shell that stops at the first error, with no more of an environment than it needs."""
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        env={"PATH": os.environ["PATH"], **{name: str(value) for name, value in variables.items()}},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 async def repository_of_two(root: Path, run_dir: Path) -> tuple[PointDocument, bytes, bytes]:
@@ -72,7 +49,7 @@ async def test_the_commands_of_the_page_give_the_disk_back(short_tmp: Path, tmp_
         out = short_tmp / point_id[:4]
         out.mkdir()
         where = tmp_path / "repository" / VCENTER / MACHINE / point_id
-        done = run(commands(), REPO=tmp_path / "repository", POINT=where, OUT=out)
+        done = run(restore(), REPO=tmp_path / "repository", POINT=where, OUT=out)
         assert done.returncode == 0, done.stdout + done.stderr
         assert str(where) in done.stdout
         assert "the disk is what the ledger says" in done.stdout
@@ -87,7 +64,7 @@ async def test_one_vm_can_be_taken_elsewhere_alone(short_tmp: Path, tmp_path: Pa
     copy = tmp_path / "elsewhere" / VCENTER / MACHINE
     shutil.copytree(tmp_path / "repository" / VCENTER / MACHINE, copy)
     shutil.rmtree(tmp_path / "repository")
-    done = run(commands(), REPO=tmp_path / "elsewhere", POINT=copy / point.point_id, OUT=short_tmp)
+    done = run(restore(), REPO=tmp_path / "elsewhere", POINT=copy / point.point_id, OUT=short_tmp)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (short_tmp / "disk-2000.raw").read_bytes() == now
 
@@ -100,7 +77,7 @@ async def test_the_commands_of_the_page_find_damage(short_tmp: Path, tmp_path: P
         check=True,
         capture_output=True,
     )
-    done = run(commands(), REPO=tmp_path / "repository", POINT=where, OUT=short_tmp)
+    done = run(restore(), REPO=tmp_path / "repository", POINT=where, OUT=short_tmp)
     assert done.returncode != 0
     assert "65536 bytes at 65536 are not what was written" in done.stderr
 
@@ -114,13 +91,13 @@ async def test_the_page_describes_what_is_in_a_point(short_tmp: Path, tmp_path: 
         "point.json",
     ]
     document = json.loads((where / "point.json").read_text())
-    fields = section("point.json")
+    fields = section(PAGE, "point.json")
     for text, kind in ((fields.split("Each of `disks`:")[0], PointDocument), (fields, DiskDocument)):
         described = set(re.findall(r"`([a-z0-9_]+)`", text))
         written = set(document if kind is PointDocument else document["disks"][0])
         assert written == set(kind.__dataclass_fields__)
         assert written <= described, f"not described: {sorted(written - described)}"
     ledger = (where / "disk-2000.ledger").read_bytes()
-    assert f"{RECORD.size} bytes" in section("Ledgers").replace("\n", " ")
+    assert f"{RECORD.size} bytes" in section(PAGE, "Ledgers").replace("\n", " ")
     assert len(ledger) == document["disks"][0]["ledger_bytes"]
     assert hashlib.sha256(ledger).hexdigest() == document["disks"][0]["ledger_sha256"]

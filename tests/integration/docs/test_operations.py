@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/operations.md: the images start as they should, and a site is enrolled as the page says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tests.integration.docs.images import Images
+from tests.integration.docs.page import ROOT, commands, run, section
+from tests.unit.packaging.containers import SERVICES
+
+from sendense_cli.exits import Exit
+
+pytestmark = pytest.mark.integration
+
+PAGE = "docs/operations.md"
+_IMPORT_ALL = """
+import importlib, pathlib, sys
+source = pathlib.Path(sys.argv[1])
+for file in sorted(source.rglob("*.py")):
+    parts = file.relative_to(source).with_suffix("").parts
+    if parts[-1] != "__main__" and "migrations" not in parts:
+        importlib.import_module(".".join(parts).removesuffix(".__init__"))
+ours = [each for each in sys.modules.values() if (each.__name__ or "").startswith("sendense")]
+assert all(each.__file__ is None or each.__file__.startswith(str(source)) for each in ours)
+print(len(ours))
+"""
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_image_holds_all_that_its_code_imports(service: str, short_tmp: Path):
+    images = Images(short_tmp)
+    source = images.here(service, "/opt/sendense/src")
+    done = images.run(service, [str(images.python), "-c", _IMPORT_ALL, source])
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 30
+
+
+async def test_a_site_is_enrolled_as_the_page_says(short_tmp: Path):
+    images = Images(short_tmp)
+    before = [asyncio.to_thread(images.run, each, images.health(each)) for each in SERVICES]
+    assert [each.returncode for each in await asyncio.gather(*before)] == [1, 1, 1]
+    key_file = f"--key-file={short_tmp}/secrets/kek.json"
+    made = images.run(
+        "credentials", images.command("credentials", "init-key", f"--state={short_tmp}/unused", key_file)
+    )
+    assert made.returncode == 0, made.stderr
+    async with images.running("credentials"), images.running("hub"):
+        endpoint = (images.state / "run/hub/ssh-endpoint").read_text().strip()
+        hub_key = (images.state / "hub/ssh_host_ed25519_key.pub").read_text().strip()
+        configured = images.run(
+            "agent",
+            images.command("agent", "configure", "--site=paris", f"--hub={endpoint}", f"--hub-key={hub_key}"),
+        )
+        assert configured.returncode == 0, configured.stderr
+        ssh_key, agent_keys = configured.stdout.strip().splitlines()
+        (script,) = commands(PAGE, "Enrol a site")
+        registered = run(
+            script,
+            PYTHON=images.python,
+            STATE=images.state,
+            SITE="paris",
+            SSH_KEY=ssh_key,
+            AGENT_KEYS=agent_keys,
+            PYTHONPATH=images.environment("credentials")["PYTHONPATH"],
+        )
+        assert registered.returncode == 0, registered.stderr
+        shown = run(f"ssh-keygen -lf {images.state}/agent/ssh_ed25519_key.pub").stdout.split()[1]
+        assert f"site paris: SSH key {shown}, agent keys SHA256:" in registered.stdout
+        async with images.running("agent"):
+            async with asyncio.timeout(60):
+                while await asyncio.to_thread(_doctor_says, images) != "CHECK_STATUS_OK":
+                    pass  # each time is a process that takes a while
+
+
+def _doctor_says(images: Images) -> str:
+    """What `sendense doctor` thinks of the site."""
+    doctor = [str(images.python), "-m", "sendense_cli.main", "doctor", "--json", f"--state={images.state}"]
+    checks = json.loads(images.run("credentials", doctor).stdout)["checks"]
+    found = [str(each["status"]) for each in checks if each["name"] == "site.paris"]
+    return found[0]
+
+
+def test_the_page_has_all_exit_codes():
+    rows = re.findall(r"^\| (\d+) \| \S", section(PAGE, "Exit codes"), re.MULTILINE)
+    assert [int(code) for code in rows] == [code.value for code in Exit]
+
+
+@pytest.mark.parametrize("page", ["docs/operations.md", "docs/architecture.md", "docs/repository-format.md"])
+def test_what_a_page_links_to_is_there(page: str):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    assert not missing
