@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import shutil
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from sendense.hub.v1 import (
 )
 from sendense_common import rpc, telemetry
 from sendense_common.paths import CredentialsPaths, HubPaths, private_dir
-from sendense_common.service import run_service
+from sendense_common.service import only_one, run_service
 from sendense_hub.catalog import Catalog, open_catalog, repositories
 from sendense_hub.clients.leases import Leases
 from sendense_hub.clients.sites import Sites
@@ -71,6 +72,8 @@ async def serve(
     for directory in (paths.state, paths.run, paths.exports_dir, paths.agents_dir):
         private_dir(directory)
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(only_one(paths.state / "api.lock", "hub"))
+        _remove_stale_sockets(paths.exports_dir)
         catalog = await stack.enter_async_context(open_catalog(f"sqlite:///{paths.state / 'catalog.sqlite'}"))
         sites = Sites(paths.agents_dir, Leases(credentials.hub_socket))
         workshop = Workshop(
@@ -105,6 +108,15 @@ async def serve(
         await stack.enter_async_context(rpc.serve(paths.api_socket, services))
         log.info("the API serves on %s", paths.api_socket)
         await stopping.wait()
+
+
+def _remove_stale_sockets(exports_dir: Path) -> None:
+    """Of a hub that was killed; the programs behind them died with it."""
+    for path in exports_dir.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 async def _open_repositories(catalog: Catalog, directories: Mapping[str, Path]) -> dict[str, Repository]:

@@ -16,6 +16,8 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_common.errors import SendenseError
 from sendense_hub.catalog import schema
 
 T = TypeVar("T")
@@ -38,11 +40,21 @@ class Catalog:
         """Runs `transaction` in its thread; commits what it did, or nothing when it raises.
 
         A caller that is cancelled does not stop it: a transaction is never half waited for.
+
+        Raises:
+            SendenseError: SERVICE_UNAVAILABLE when the database cannot be used now (locked, disk full).
         """
 
         def whole() -> T:
-            with self._engine.begin() as connection:
-                return transaction(connection)
+            try:
+                with self._engine.begin() as connection:
+                    return transaction(connection)
+            except sa.exc.OperationalError as error:
+                raise SendenseError(
+                    Reason.REASON_SERVICE_UNAVAILABLE,
+                    f"the catalog cannot be used: {error.orig}",
+                    remedy="Check the disk that the hub's state directory is on, and its free space.",
+                ) from error
 
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, whole))
 
@@ -72,6 +84,7 @@ def _open(url: str) -> Catalog:
         assert engine.url.database is not None
         os.close(os.open(engine.url.database, os.O_CREAT | os.O_RDWR, 0o600))
         sa.event.listen(engine, "connect", _set_up_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     with engine.begin() as connection:
@@ -85,6 +98,9 @@ def _open(url: str) -> Catalog:
 
 
 def _set_up_sqlite(connection: object, _record: object) -> None:
+    # Python's driver would begin a transaction only at the first change, and none around changes of tables:
+    # what was read before would not belong to it, and half a migration would stay.
+    connection.isolation_level = None  # type: ignore[attr-defined]
     cursor = connection.cursor()  # type: ignore[attr-defined]
     for pragma in (
         "journal_mode=WAL",
@@ -94,3 +110,7 @@ def _set_up_sqlite(connection: object, _record: object) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

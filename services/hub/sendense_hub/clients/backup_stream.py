@@ -20,15 +20,15 @@ from sendense_hub.clients.sites import Sites
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5
-# These statuses are about the request, not about the way to the agent: asking again cannot help.
-_FINAL = frozenset(
+# Keepalive finds a dead peer within 30 s: a stream that lasted longer had an agent at its other end.
+_PROVED_ALIVE_S = 45.0
+# These statuses are about the way to the agent. Any other is about the request: asking again cannot help.
+_TRANSPORT = frozenset(
     {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.PERMISSION_DENIED,
-        grpc.StatusCode.UNIMPLEMENTED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNKNOWN,
     }
 )
 
@@ -57,11 +57,13 @@ class BackupStream:
         """All events until `done` or `failed`, each numbered one once and in order.
 
         Raises:
-            SendenseError: the agent refused, or cannot be reached for `give_up_after_s`: TUNNEL_LOST.
+            SendenseError: the agent refused, left out an event, or cannot be reached for `give_up_after_s`:
+                TUNNEL_LOST.
         """
         loop = asyncio.get_running_loop()
         heard_at = loop.time()
         while True:
+            opened_at = loop.time()
             try:
                 async with contextlib.aclosing(self._one_stream()) as stream:
                     async for event in stream:
@@ -69,6 +71,7 @@ class BackupStream:
                         if event.seq:
                             if event.seq <= self._start.after_seq:
                                 continue
+                            self._check_next(event)
                             self._start.after_seq = event.seq
                         yield event
                         if event.WhichOneof("event") in {"done", "failed"}:
@@ -76,13 +79,15 @@ class BackupStream:
                 why = "the agent ended the stream"
             except grpc.aio.AioRpcError as error:
                 mine = SendenseError.from_rpc(error, doing=f"backup through site {self._site!r}")
-                if error.code() in _FINAL:
+                if error.code() not in _TRANSPORT:
                     raise mine from error
                 why = mine.message
             except SendenseError as error:
                 if error.reason != Reason.REASON_SITE_OFFLINE or not self.begun:
                     raise
                 why = error.message
+            if loop.time() - opened_at > _PROVED_ALIVE_S:
+                heard_at = loop.time()  # it was there, and had nothing to say
             if loop.time() - heard_at > self._give_up_after_s:
                 raise SendenseError(
                     Reason.REASON_TUNNEL_LOST,
@@ -103,6 +108,15 @@ class BackupStream:
     async def ack(self, seq: int) -> None:
         """Events up to `seq` are stored here."""
         await self._write(pb.RunBackupRequest(ack=pb.AckEvents(seq=seq)))
+
+    def _check_next(self, event: pb.RunBackupResponse) -> None:
+        """An event that was lost may be a checkpoint: without it there is no truth about the point."""
+        if event.seq != self._start.after_seq + 1:
+            raise SendenseError(
+                Reason.REASON_INTERNAL,
+                f"the agent's event {event.seq} came after event {self._start.after_seq}: some are missing",
+                site=self._site,
+            )
 
     async def _one_stream(self) -> AsyncGenerator[pb.RunBackupResponse, None]:
         async with rpc.connect(self._sites.socket(self._site)) as channel:

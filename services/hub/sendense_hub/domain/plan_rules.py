@@ -3,16 +3,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 
 from sendense.agent.v1 import backup_pb2 as agent
 from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import job_pb2
 from sendense.hub.v1 import point_service_pb2 as points
 from sendense_common.errors import SendenseError
 
 SECTOR_BYTES = 512
 # What a layer needs besides data: tables, ledger, point.json.
 _OVERHEAD_BYTES = 64 * 1024 * 1024
+
+
+def check_form(plan: agent.BackupPlan) -> None:
+    """Refuses a plan that cannot even be shown or kept: a device key twice, a configuration that is not JSON.
+
+    Raises:
+        SendenseError: DISK_MISMATCH.
+    """
+    keys = [disk.key for disk in plan.disks] + [disk.key for disk in plan.skipped_disks]
+    if len(set(keys)) != len(keys):
+        raise _mismatch(f"device keys occur twice in the plan: {keys}")
+    if plan.vm_config_json:
+        try:
+            json.loads(plan.vm_config_json)
+        except ValueError as error:
+            raise _mismatch(f"the VM's configuration in the plan is not JSON: {error}") from error
 
 
 def check_plan(
@@ -26,7 +44,7 @@ def check_plan(
     """Refuses a plan that does not fit what is known.
 
     Args:
-        plan: of the agent.
+        plan: of the agent, of the right form.
         vcenter_uuid: of the vCenter the previous points came from; empty when it is not known yet.
         vm_instance_uuid: of the VM the job is for.
         previous: the newest complete disk by device key.
@@ -48,10 +66,14 @@ def check_plan(
             remedy="Look at the reasons per disk: `sendense job show`.",
             vm=plan.vm_name,
         )
-    _check_unique(plan)
+    identities = [disk.disk_object_id for disk in plan.disks if disk.disk_object_id]
+    if len(set(identities)) != len(identities):
+        raise _mismatch(f"disk object IDs occur twice in the plan: {identities}")
     for disk in plan.disks:
         if disk.capacity_bytes <= 0 or disk.capacity_bytes % SECTOR_BYTES:
             raise _mismatch(f"{_named(disk)} has {disk.capacity_bytes} bytes, not whole 512-byte sectors")
+        if disk.planned_read_bytes < 0 or disk.changed_bytes < 0:
+            raise _mismatch(f"{_named(disk)} is planned with a negative number of bytes")
         if disk.mode == agent.DISK_MODE_INCREMENTAL:
             _check_incremental(disk, previous.get(disk.key))
         elif disk.mode == agent.DISK_MODE_FULL:
@@ -82,13 +104,28 @@ def check_space(disks: Iterable[agent.PlannedDisk], free_bytes: int) -> None:
         )
 
 
-def _check_unique(plan: agent.BackupPlan) -> None:
-    keys = [disk.key for disk in plan.disks]
-    if len(set(keys)) != len(keys):
-        raise _mismatch(f"device keys occur twice in the plan: {keys}")
-    identities = [disk.disk_object_id for disk in plan.disks if disk.disk_object_id]
-    if len(set(identities)) != len(identities):
-        raise _mismatch(f"disk object IDs occur twice in the plan: {identities}")
+def check_copied(job: job_pb2.Job) -> None:
+    """Refuses to complete a point before each of its disks was copied, and all of it.
+
+    Raises:
+        SendenseError: INTERNAL; the agent has said that all is copied.
+    """
+    for disk in job.disks:
+        if disk.state == job_pb2.DISK_STATE_SKIPPED:
+            continue
+        if disk.state != job_pb2.DISK_STATE_COPIED:
+            raise _not_copied(disk, "is not")
+        if disk.read_bytes < disk.planned_read_bytes:
+            raise _not_copied(disk, f"has read {disk.read_bytes} of {disk.planned_read_bytes} bytes")
+
+
+def _not_copied(disk: job_pb2.JobDisk, what: str) -> SendenseError:
+    return SendenseError(
+        Reason.REASON_INTERNAL,
+        f"the agent said that all is copied, but disk {disk.key} ({disk.label}) {what}",
+        remedy="Look at the log of the agent; please report it.",
+        disk=disk.key,
+    )
 
 
 def _check_incremental(disk: agent.PlannedDisk, before: points.PointDisk | None) -> None:

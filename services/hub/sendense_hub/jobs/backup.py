@@ -11,33 +11,32 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator
 
-import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 
 from sendense.agent.v1 import backup_pb2 as agent
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1 import operation_pb2
 from sendense.hub.v1 import job_pb2 as pb
-from sendense.hub.v1 import point_service_pb2
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError
-from sendense_hub.catalog import cleanups, points, vcenters
+from sendense_hub.catalog import cleanups, vcenters
 from sendense_hub.clients.backup_stream import BackupStream
 from sendense_hub.domain import job_rules, plan_rules
-from sendense_hub.jobs import job_changes, point_record
-from sendense_hub.jobs.board import Change, LiveJob
+from sendense_hub.jobs import job_changes, previous_points
+from sendense_hub.jobs.board import LiveJob
+from sendense_hub.jobs.new_point import NewPoint
+from sendense_hub.jobs.previous_points import Previous
 from sendense_hub.jobs.workshop import Workshop
-from sendense_hub.repository import LayerRef, PointWriter, Record, Repository
-from sendense_hub.repository.point_writer import check_chain
+from sendense_hub.repository import Repository
 
 log = logging.getLogger(__name__)
 
 _ORPHAN_TIMEOUT_S = 120
 _DISMISS_WITHIN_S = 60.0
-_CONNECTIONS = 2
+# A hub that is being stopped has 25 s for all its jobs.
+_DISMISS_WHEN_STOPPING_S = 10.0
 # A repository with less than this when a write failed was full.
 _FULL_BELOW_BYTES = 16 * 1024 * 1024
 
@@ -46,8 +45,6 @@ _QUIESCE = {
     pb.QUIESCE_TRY: agent.QUIESCE_MODE_TRY,
     pb.QUIESCE_OFF: agent.QUIESCE_MODE_OFF,
 }
-
-Previous = dict[int, tuple[point_service_pb2.RestorePoint, point_service_pb2.PointDisk]]
 
 
 class BackupAttempt:
@@ -59,21 +56,16 @@ class BackupAttempt:
         self._repository: Repository = workshop.repository(live.job.repository_name)
         self._previous: Previous = {}
         self._stream: BackupStream | None = None
-        self._writer: PointWriter | None = None
-        self._layers: dict[int, LayerRef] = {}
-        self._export_names: list[str] = []
         self._plan: agent.BackupPlan | None = None
         self._swept: list[str] = []
         self._snapshot_time_us = 0
         self._copying_since = 0.0
         self._committing = False
-        self.point_id = str(uuid.uuid4())
-        self.committed = False
-        """Whether the point is complete."""
+        self._heard_end = False
+        self.point = NewPoint(workshop, live)
+        """What it makes."""
         self.snapshot_maybe_left = False
         """Whether the agent may have left a snapshot, or cannot be asked."""
-
-    # --- the way forward ---
 
     async def run(self) -> None:
         """Returns when the point is complete and the snapshot gone, or known to be left.
@@ -90,15 +82,25 @@ class BackupAttempt:
                 await asyncio.gather(conversation, return_exceptions=True)
                 assert self._live.stop_cause is not None
                 raise self._live.stop_cause
-            await conversation
-        except SendenseError as error:
-            if self._stream is not None and self._stream.begun and self.snapshot_maybe_left:
+            await asyncio.wait({conversation})
+            if conversation.cancelled():
+                # Not by us. As a CancelledError it would leave the job without a runner.
+                raise SendenseError(
+                    Reason.REASON_TUNNEL_LOST, "a call to the agent was cancelled below the job"
+                )
+            conversation.result()
+        except Exception as error:
+            if self.snapshot_maybe_left and not self._heard_end:
                 await self._dismiss(error)
             raise
         finally:
             for task in (conversation, stop):
                 task.cancel()
             await asyncio.gather(conversation, stop, return_exceptions=True)
+
+    async def clean_up(self) -> None:
+        """Removes what is not part of a complete point. May be repeated."""
+        await self.point.discard()
 
     async def _converse(self) -> None:
         async with self._prepared() as start:
@@ -111,39 +113,39 @@ class BackupAttempt:
             self.snapshot_maybe_left = True
             async with contextlib.aclosing(self._stream.events()) as events:
                 async for event in events:
+                    self._heard_end = event.WhichOneof("event") in {"done", "failed"}
+                    if self._heard_end:
+                        await self._stream.ack(event.seq)  # what follows may raise, and this was the last one
                     await self._take(event)
-                    if event.seq:
+                    if event.seq and not self._heard_end:
                         await self._stream.ack(event.seq)
 
     @contextlib.asynccontextmanager
     async def _prepared(self) -> AsyncIterator[agent.BackupStart]:
-        """The first message; the points it builds on are locked while the block runs."""
+        """The first message; the points it builds on are kept while the block runs."""
         job, catalog = self._live.job, self._workshop.catalog
-        with telemetry.span("prepare", vm=job.vm_name):
-            self._repository.space()
-            vcenter = await catalog.run(lambda connection: vcenters.get(connection, job.vcenter_name))
-            if job.mode != pb.BACKUP_MODE_FULL:
-                self._previous = await catalog.run(
-                    lambda connection: points.newest_disks(
-                        connection, vcenter.instance_uuid, job.vm_instance_uuid, job.repository_name
-                    )
+        async with contextlib.AsyncExitStack() as stack:
+            with telemetry.span("prepare", vm=job.vm_name):
+                await asyncio.to_thread(self._repository.space)
+                vcenter = await catalog.run(lambda connection: vcenters.get(connection, job.vcenter_name))
+                self._previous = await stack.enter_async_context(
+                    previous_points.held(self._workshop, self._live, vcenter.instance_uuid)
                 )
-                await self._drop_unusable_chains()
-        with self._workshop.locks.reading(point.point_id for point, _ in self._previous.values()):
-            dead = [
-                each
-                for each in await catalog.run(cleanups.listed)
-                if (each.vcenter_name, each.vm_instance_uuid) == (job.vcenter_name, job.vm_instance_uuid)
-            ]
-            self._swept = [each.job_id for each in dead]
-            self._workshop.sites.socket(job.site_name)
+                dead = [
+                    each
+                    for each in await catalog.run(cleanups.listed)
+                    if (each.vcenter_name, each.vm_instance_uuid) == (job.vcenter_name, job.vm_instance_uuid)
+                ]
+                self._swept = [each.job_id for each in dead]
+                self._workshop.sites.socket(job.site_name)
+                access = await self._workshop.sites.access(
+                    vcenter, operation_pb2.OPERATION_BACKUP, job.job_id
+                )
             yield agent.BackupStart(
                 job_id=job.job_id,
                 attempt=job.attempt,
                 hub_id=catalog.hub_id,
-                vcenter=await self._workshop.sites.access(
-                    vcenter, operation_pb2.OPERATION_BACKUP, job.job_id
-                ),
+                vcenter=access,
                 vm_instance_uuid=job.vm_instance_uuid,
                 vm_name=job.vm_name,
                 quiesce=_QUIESCE[job.quiesce],
@@ -165,34 +167,20 @@ class BackupAttempt:
                 orphan_timeout=Duration(seconds=_ORPHAN_TIMEOUT_S),
             )
 
-    async def _drop_unusable_chains(self) -> None:
-        """A damaged chain is not built upon: such a disk is copied in full, and the job says why."""
-        for key, (point, _) in list(self._previous.items()):
-            try:
-                document = await asyncio.to_thread(self._repository.read_document, point.directory)
-                chain = await asyncio.to_thread(self._repository.chain, document, key)
-                await check_chain(self._repository, chain, key)
-            except SendenseError as error:
-                if error.reason not in {Reason.REASON_POINT_CORRUPT, Reason.REASON_POINT_INCOMPLETE}:
-                    raise
-                del self._previous[key]
-                await self._live.change(job_changes.warn("chain_unusable", error.message, key))
-
     async def _take(self, event: agent.RunBackupResponse) -> None:
         """One event of the agent."""
         live = self._live
         match event.WhichOneof("event"):
             case "phase":
-                await live.change(
-                    job_changes.enter(job_rules.PHASES.get(event.phase.phase, pb.JOB_PHASE_UNSPECIFIED))
-                )
+                phase = job_rules.PHASES.get(event.phase.phase, pb.JOB_PHASE_UNSPECIFIED)
+                if phase < pb.JOB_PHASE_COMMIT or self.point.committed:  # only the hub commits
+                    await live.change(job_changes.enter(phase))
             case "plan":
-                self._snapshot_time_us = event.time.ToMicroseconds()
-                await self._take_plan(event.plan)
+                await self._take_plan(event.plan, event.time.ToMicroseconds())
             case "progress":
                 await live.count(job_changes.progress(event.progress, self._copying_s()))
             case "checkpoint":
-                await self._take_checkpoint(event.checkpoint)
+                await self.point.append(event.checkpoint)
             case "warning":
                 said = event.warning
                 await live.change(job_changes.warn(said.code, said.message, said.disk_key))
@@ -202,178 +190,82 @@ class BackupAttempt:
                 await self._commit()
             case "done":
                 self.snapshot_maybe_left = not event.done.snapshot_removed
-                if not self.committed:
+                if not self.point.committed:
                     raise SendenseError(
                         Reason.REASON_INTERNAL, "the agent said that it is done before the point was complete"
                     )
             case "failed":
                 self.snapshot_maybe_left = event.failed.snapshot_left
-                if not self.committed:
-                    raise self._explained(SendenseError.from_failure(event.failed.failure))
+                raise await self._explained(SendenseError.from_failure(event.failed.failure))
             case unknown:
                 log.warning(
                     "job %s: the agent sent %s, which this hub does not know", live.job.job_id, unknown
                 )
 
-    async def _take_plan(self, plan: agent.BackupPlan) -> None:
+    async def _take_plan(self, plan: agent.BackupPlan, snapshot_time_us: int) -> None:
         """The snapshot exists: makes layers and exports, and says where they are."""
         job = self._live.job
         if self._plan is not None:
-            return  # said again after a rejoin
-        self._plan = plan
+            if self._plan != plan:
+                raise SendenseError(Reason.REASON_INTERNAL, "the agent sent a second plan, unlike the first")
+            return
+        plan_rules.check_form(plan)
+        self._plan, self._snapshot_time_us = plan, snapshot_time_us
         await self._live.change(job_changes.plan(plan))
-        previous = {key: disk for key, (_, disk) in self._previous.items()}
-        vcenter_uuid = next((point.vcenter_uuid for point, _ in self._previous.values()), "")
         plan_rules.check_plan(
             plan,
-            vcenter_uuid=vcenter_uuid,
+            vcenter_uuid=next((point.vcenter_uuid for point, _ in self._previous.values()), ""),
             vm_instance_uuid=job.vm_instance_uuid,
-            previous=previous,
+            previous={key: disk for key, (_, disk) in self._previous.items()},
             incremental_required=job.mode == pb.BACKUP_MODE_INCREMENTAL,
         )
-        plan_rules.check_space(plan.disks, self._repository.space().free_bytes)
-        await self._learn(plan)
-        with telemetry.span("create layers", disks=len(plan.disks)):
-            exports = await self._open_exports(plan)
+        space = await asyncio.to_thread(self._repository.space)
+        plan_rules.check_space(plan.disks, space.free_bytes)
+        exports = await self.point.open(plan, self._previous, self._swept)
         self._copying_since = time.monotonic()
         assert self._stream is not None
         log.info("job %s: %d exports are open for site %s", job.job_id, len(exports), job.site_name)
         await self._stream.say(agent.RunBackupRequest(exports=agent.OpenExports(exports=exports)))
 
-    async def _learn(self, plan: agent.BackupPlan) -> None:
-        """Keeps who the vCenter is, and that dead snapshots of this VM are gone; begins the point."""
-        job = self._live.job
-        self._writer = await PointWriter.begin(
-            self._repository, plan.vcenter_uuid, plan.vm_instance_uuid, self.point_id
-        )
-        row = point_service_pb2.RestorePoint(
-            point_id=self.point_id,
-            job_id=job.job_id,
-            vcenter_name=job.vcenter_name,
-            vcenter_uuid=plan.vcenter_uuid,
-            vm_name=plan.vm_name,
-            vm_instance_uuid=plan.vm_instance_uuid,
-            repository_name=job.repository_name,
-            directory=self._writer.directory,
-            quiesce_result=plan.quiesce_result,
-        )
-
-        def write(connection: sa.Connection) -> None:
-            vcenters.set_identity(connection, job.vcenter_name, plan.vcenter_uuid)
-            points.begin(connection, row)
-            cleanups.done(connection, self._swept)
-
-        await self._workshop.catalog.run(write)
-
-    async def _open_exports(self, plan: agent.BackupPlan) -> list[agent.DiskExport]:
-        job, writer = self._live.job, self._writer
-        assert writer is not None
-        exports = []
-        for disk in plan.disks:
-            parent = self._parent(disk)
-            layer = await writer.create_layer(disk.key, disk.capacity_bytes, parent)
-            self._layers[disk.key] = layer
-            name = job_rules.export_name(job.job_id, job.attempt, disk.key)
-            socket = self._workshop.exports_dir / f"{name}.sock"
-            await writer.open_export(layer, name, socket, _CONNECTIONS)
-            self._export_names.append(name)
-            self._workshop.exports.open(name, job.site_name, socket)
-            exports.append(
-                agent.DiskExport(
-                    disk_key=disk.key,
-                    export_name=name,
-                    capacity_bytes=disk.capacity_bytes,
-                    write_zeroes=parent is not None,
-                )
-            )
-        return exports
-
-    def _parent(self, disk: agent.PlannedDisk) -> LayerRef | None:
-        if disk.mode != agent.DISK_MODE_INCREMENTAL:
-            return None
-        point, before = self._previous[disk.key]
-        return LayerRef(point.directory, disk.key, before.layer_file, before.capacity_bytes)
-
-    async def _take_checkpoint(self, checkpoint: agent.Checkpoint) -> None:
-        if self._writer is None or checkpoint.disk_key not in self._layers:
-            raise SendenseError(
-                Reason.REASON_INTERNAL,
-                f"the agent sent a checkpoint of disk {checkpoint.disk_key}, not planned",
-            )
-        await self._writer.append(
-            checkpoint.disk_key,
-            [Record(each.offset_bytes, each.length_bytes, each.sha256) for each in checkpoint.records],
-        )
-
     def _copying_s(self) -> float:
-        return time.monotonic() - self._copying_since
+        return time.monotonic() - self._copying_since if self._copying_since else 0.0
 
     async def _commit(self) -> None:
         """All disks are copied and the snapshot was there to the end: the point becomes complete."""
         live = self._live
-        if self.committed:
+        if self.point.committed:
             return
         if live.stop_requested.is_set():
             assert live.stop_cause is not None
             raise live.stop_cause
-        if self._plan is None or self._writer is None:
+        if self._plan is None:
             raise SendenseError(Reason.REASON_INTERNAL, "the agent said that all is copied before its plan")
-        unfinished = [
-            disk.key
-            for disk in live.job.disks
-            if disk.state not in {pb.DISK_STATE_COPIED, pb.DISK_STATE_SKIPPED}
-        ]
-        if unfinished:
-            raise SendenseError(
-                Reason.REASON_INTERNAL, f"the agent said that all is copied, but disks {unfinished} are not"
-            )
+        plan_rules.check_copied(live.job)
+        # From here on nothing ends the conversation from outside; a cancellation that came first wins.
         self._committing = True
-        await live.change(job_changes.enter(pb.JOB_PHASE_COMMIT))
-        with telemetry.span("commit", point=self.point_id):
-            self._close_exports()
-            parents = {
-                disk.key: self._previous[disk.key][0].point_id
-                for disk in self._plan.disks
-                if disk.mode == agent.DISK_MODE_INCREMENTAL
-            }
-            document = await self._writer.commit(
-                point_record.document(
-                    live.job,
-                    self._plan,
-                    point_id=self.point_id,
-                    hub_id=self._workshop.catalog.hub_id,
-                    snapshot_time_us=self._snapshot_time_us,
-                    layers=self._layers,
-                    parents=parents,
-                )
-            )
-            self.committed = True
-            row = await asyncio.to_thread(
-                point_record.message,
-                document,
-                self._repository.name,
-                self._writer.directory,
-                self._repository.point_path(self._writer.directory),
-            )
-            await self._workshop.catalog.run(lambda connection: points.complete(connection, row))
-        await live.change(_has_point(self.point_id))
+        try:
+            await live.change(job_changes.begin_commit)
+            await self.point.commit(self._plan, self._snapshot_time_us)
+        finally:
+            self._committing = self.point.committed
+        await live.change(job_changes.has_point(self.point.point_id))
         assert self._stream is not None
-        await self._stream.say(agent.RunBackupRequest(committed=agent.CommitPoint(point_id=self.point_id)))
+        await self._stream.say(
+            agent.RunBackupRequest(committed=agent.CommitPoint(point_id=self.point.point_id))
+        )
 
-    # --- the way back ---
-
-    def _close_exports(self) -> None:
-        for name in self._export_names:
-            self._workshop.exports.close(name)
-
-    def _explained(self, error: SendenseError) -> SendenseError:
+    async def _explained(self, error: SendenseError) -> SendenseError:
         """A failed write, with what qemu-nbd said about it."""
-        if error.reason != Reason.REASON_TARGET_WRITE_FAILED or self._writer is None:
+        if error.reason != Reason.REASON_TARGET_WRITE_FAILED:
             return error
-        words = [export.stderr_tail for export in self._writer.exports if export.stderr_tail]
-        if words:
-            error.metadata["qemu_nbd"] = "\n".join(words)
-        if self._repository.space().free_bytes < _FULL_BELOW_BYTES:
+        if words := self.point.words():
+            error.metadata["qemu_nbd"] = words
+        try:
+            space = await asyncio.to_thread(self._repository.space)
+        except SendenseError as unavailable:
+            error.metadata["repository"] = unavailable.message
+            return error
+        if space.free_bytes < _FULL_BELOW_BYTES:
             return SendenseError(
                 Reason.REASON_REPOSITORY_FULL,
                 f"the repository {self._repository.name} is full: {error.message}",
@@ -382,31 +274,23 @@ class BackupAttempt:
             )
         return error
 
-    async def _dismiss(self, cause: SendenseError) -> None:
+    async def _dismiss(self, cause: Exception) -> None:
         """Has the agent end the job; what it left is known afterwards, if it answers."""
-        assert self._stream is not None
+        if self._stream is None or not self._stream.begun:
+            return
+        stopping = isinstance(cause, SendenseError) and cause.reason == Reason.REASON_SERVICE_STOPPING
+        words = cause.message if isinstance(cause, SendenseError) else "the hub failed unexpectedly"
         try:
-            async with asyncio.timeout(_DISMISS_WITHIN_S):
-                await self._stream.say(agent.RunBackupRequest(cancel=agent.CancelBackup(cause=cause.message)))
+            async with asyncio.timeout(_DISMISS_WHEN_STOPPING_S if stopping else _DISMISS_WITHIN_S):
+                await self._stream.say(agent.RunBackupRequest(cancel=agent.CancelBackup(cause=words)))
                 async with contextlib.aclosing(self._stream.events()) as events:
                     async for event in events:
-                        if event.WhichOneof("event") == "failed":
-                            self.snapshot_maybe_left = event.failed.snapshot_left
+                        match event.WhichOneof("event"):
+                            case "failed":
+                                self.snapshot_maybe_left = event.failed.snapshot_left
+                            case "done":
+                                self.snapshot_maybe_left = not event.done.snapshot_removed
+                        if event.seq:
+                            await self._stream.ack(event.seq)
         except (SendenseError, TimeoutError) as error:
             log.warning("job %s: the agent did not end it: %s", self._live.job.job_id, error)
-
-    async def clean_up(self) -> None:
-        """Removes what is not part of a complete point. May be repeated."""
-        self._close_exports()
-        if self._writer is not None:
-            await self._writer.discard()
-        if not self.committed:
-            await self._workshop.catalog.run(lambda connection: points.forget(connection, self.point_id))
-
-
-def _has_point(point_id: str) -> Change:
-    def change(job: pb.Job) -> None:
-        job.point_id = point_id
-        job.phase = pb.JOB_PHASE_REMOVE_SNAPSHOT
-
-    return change

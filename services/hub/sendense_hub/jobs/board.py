@@ -51,8 +51,9 @@ class LiveJob:
             self._show(version)
 
     async def count(self, change: Change) -> None:
-        """Shows new counters, and writes them now and then."""
-        if asyncio.get_running_loop().time() - self._written_at >= _COUNTERS_EVERY_S:
+        """Shows new counters, and writes them now and then, or when they show that a disk has begun."""
+        due = asyncio.get_running_loop().time() - self._written_at >= _COUNTERS_EVERY_S
+        if due or _disk_states(self._next(change)) != _disk_states(self.job):
             await self.change(change)
         else:
             async with self._changing:
@@ -90,12 +91,15 @@ class Board:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._live: dict[str, LiveJob] = {}
+        self._stopping: SendenseError | None = None
 
     @contextlib.contextmanager
     def run(self, job: pb.Job) -> Iterator[LiveJob]:
         """The job runs here until the block ends."""
         live = LiveJob(self._catalog, job)
         self._live[job.job_id] = live
+        if self._stopping is not None:
+            live.ask_to_stop(self._stopping)
         try:
             yield live
         finally:
@@ -105,6 +109,12 @@ class Board:
     def running(self) -> list[LiveJob]:
         """What runs here."""
         return list(self._live.values())
+
+    def stop_all(self, cause: SendenseError) -> None:
+        """Asks all that run to stop, and any that still gets its turn."""
+        self._stopping = cause
+        for live in self.running():
+            live.ask_to_stop(cause)
 
     async def get(self, job_id: str) -> pb.Job:
         """One, by its ID or a unique prefix; JOB_NOT_FOUND."""
@@ -140,31 +150,21 @@ class Board:
         job = await self.get(job_id)
         if job.state == pb.JOB_STATE_CANCELLING:
             return job
-        if not job_rules.may_cancel(job):
-            ended = job.state in job_rules.ENDED
-            raise SendenseError(
-                Reason.REASON_JOB_ENDED,
-                f"job {job.job_id} has ended"
-                if ended
-                else f"the point of job {job.job_id} is being completed",
-                remedy="`sendense job show` has its result. A point is removed with `sendense point delete`.",
-                job=job.job_id,
-            )
+        asked = pb.Job()
+        asked.CopyFrom(job)
+        _cancelling(asked)
         cause = SendenseError(
             Reason.REASON_CANCELLED, f"job {job.job_id} was cancelled by an operator", retryable=False
         )
         live = self._live.get(job.job_id)
         if live:
-            live.ask_to_stop(cause)
-            await live.change(_cancelling)
+            await asyncio.shield(_stop(live, cause))  # a caller that hangs up does not leave it half said
             return live.job
-        cancelled = pb.Job()
-        cancelled.CopyFrom(job)
-        end(cancelled, pb.JOB_STATE_CANCELLED, cause)
+        end(asked, pb.JOB_STATE_CANCELLED, cause)
         if await self._catalog.run(
-            lambda connection: jobs.write(connection, cancelled, expected=[pb.JOB_STATE_QUEUED])
+            lambda connection: jobs.write(connection, asked, expected=[pb.JOB_STATE_QUEUED])
         ):
-            return cancelled
+            return asked
         return await self.cancel(job.job_id)  # its turn came at this moment
 
 
@@ -179,6 +179,23 @@ def end(job: pb.Job, state: pb.JobState.ValueType, failure: SendenseError | None
         job.failure.CopyFrom(failure.to_failure())
 
 
+async def _stop(live: LiveJob, cause: SendenseError) -> None:
+    # Written first: a commit that begins at this moment sees it, or this sees the commit.
+    await live.change(_cancelling)
+    live.ask_to_stop(cause)
+
+
 def _cancelling(job: pb.Job) -> None:
-    if job_rules.may_cancel(job):
-        job.state = pb.JOB_STATE_CANCELLING
+    if not job_rules.may_cancel(job):
+        ended = job.state in job_rules.ENDED
+        raise SendenseError(
+            Reason.REASON_JOB_ENDED,
+            f"job {job.job_id} has ended" if ended else f"the point of job {job.job_id} is being completed",
+            remedy="`sendense job show` has its result. A point is removed with `sendense point delete`.",
+            job=job.job_id,
+        )
+    job.state = pb.JOB_STATE_CANCELLING
+
+
+def _disk_states(job: pb.Job) -> list[int]:
+    return [disk.state for disk in job.disks]

@@ -13,17 +13,21 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from dbos._serialization import DBOSPortableJSONSerializer
 
 from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import job_pb2 as pb
 from sendense_common.errors import SendenseError
+from sendense_hub.catalog import jobs
 from sendense_hub.jobs.runner import Runner
 from sendense_hub.jobs.workshop import Workshop
 
 _QUEUE = "backups"
 _POLL_S = 0.2
 _STOP_WITHIN_S = 25.0
+_MANY = 10_000
 
 
 class Engine:
@@ -75,14 +79,20 @@ async def start(
         "log_level": "WARNING",
         "serializer": DBOSPortableJSONSerializer(),
     }
-    DBOS(config=config)
+    dbos = DBOS(config=config)
     DBOS.launch()
     await DBOS.register_queue_async(
         _QUEUE, concurrency=concurrency, polling_interval_sec=_POLL_S, on_conflict="always_update"
     )
+    engine = Engine(workshop)
     try:
-        yield Engine(workshop)
+        # A hub that was killed between catalog and queue has jobs that nobody else would run.
+        for job in await workshop.catalog.run(_queued):
+            await engine.enqueue(job.job_id)
+        yield engine
     finally:
+        for event in dbos.background_thread_stop_events:
+            event.set()  # no turns any more: what is queued stays so until the next start
         await _stop_jobs(workshop)
         await asyncio.to_thread(DBOS.destroy)
         # DBOS puts an executor of its own into the loop and shuts it down with itself.
@@ -90,16 +100,19 @@ async def start(
         _runner = None
 
 
+def _queued(connection: sa.Connection) -> list[pb.Job]:
+    return jobs.listed(connection, states=[pb.JOB_STATE_QUEUED], limit=_MANY)[::-1]
+
+
 async def _stop_jobs(workshop: Workshop) -> None:
-    for live in workshop.board.running():
-        live.ask_to_stop(
-            SendenseError(
-                Reason.REASON_SERVICE_STOPPING,
-                "the hub was stopped while the job ran",
-                remedy="Nothing of it was kept. Start the backup again when the hub runs.",
-                retryable=True,
-            )
+    workshop.board.stop_all(
+        SendenseError(
+            Reason.REASON_SERVICE_STOPPING,
+            "the hub was stopped while the job ran",
+            remedy="Nothing of it was kept. Start the backup again when the hub runs.",
+            retryable=True,
         )
+    )
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_STOP_WITHIN_S):
             while running := workshop.board.running():

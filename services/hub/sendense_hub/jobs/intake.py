@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import sqlalchemy as sa
@@ -39,7 +40,7 @@ class Intake:
         catalog = self._workshop.catalog
         before = await catalog.run(lambda connection: jobs.by_request(connection, request.request_id))
         if before is not None:
-            return self._workshop.board.current(before)
+            return await self._queued(before)
         repository = self._workshop.repository(request.repository_name or DEFAULT_REPOSITORY)
         job = pb.Job(
             job_id=str(uuid.uuid4()),
@@ -60,10 +61,16 @@ class Intake:
                 jobs.insert(connection, job, origin)
             return twin or job
 
-        kept = await catalog.run(keep)
-        if kept.state == pb.JOB_STATE_QUEUED:
-            await self._engine.enqueue(kept.job_id)
-        return kept
+        async def keep_and_queue() -> pb.Job:
+            return await self._queued(await catalog.run(keep))
+
+        return await asyncio.shield(keep_and_queue())  # a caller that hangs up leaves no job without a turn
+
+    async def _queued(self, job: pb.Job) -> pb.Job:
+        """The job, which has its place in the queue for certain."""
+        if job.state == pb.JOB_STATE_QUEUED:
+            await self._engine.enqueue(job.job_id)
+        return self._workshop.board.current(job)
 
     async def _resolve(self, job: pb.Job, named: str, vcenter_name: str) -> None:
         """Fills in VM, vCenter and site. A vCenter that had to be asked and refused makes it a failed job."""

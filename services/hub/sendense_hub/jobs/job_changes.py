@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 from sendense.agent.v1 import backup_pb2 as agent
+from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2 as pb
+from sendense_common.errors import SendenseError
 from sendense_hub.jobs.board import Change
 from sendense_hub.jobs.point_record import mode_name
+
+# The agent's counters do not touch these any more.
+_SETTLED = frozenset({pb.DISK_STATE_COPIED, pb.DISK_STATE_SKIPPED})
 
 
 def start(job: pb.Job) -> None:
     """An attempt begins."""
     if job.state == pb.JOB_STATE_QUEUED:
         job.state = pb.JOB_STATE_RUNNING
-    job.phase = pb.JOB_PHASE_PREPARE
+    job.phase = max(job.phase, pb.JOB_PHASE_PREPARE)
     job.attempt += 1
     if not job.HasField("start_time"):
         job.start_time.GetCurrentTime()
@@ -24,6 +29,25 @@ def enter(phase: pb.JobPhase.ValueType) -> Change:
 
     def change(job: pb.Job) -> None:
         job.phase = max(job.phase, phase)
+
+    return change
+
+
+def begin_commit(job: pb.Job) -> None:
+    """The point is being completed, which nobody can cancel; CANCELLED when somebody has done so before."""
+    if job.state == pb.JOB_STATE_CANCELLING:
+        raise SendenseError(
+            Reason.REASON_CANCELLED, f"job {job.job_id} was cancelled by an operator", retryable=False
+        )
+    job.phase = max(job.phase, pb.JOB_PHASE_COMMIT)
+
+
+def has_point(point_id: str) -> Change:
+    """The point is complete; what is left is the snapshot."""
+
+    def change(job: pb.Job) -> None:
+        job.point_id = point_id
+        job.phase = max(job.phase, pb.JOB_PHASE_REMOVE_SNAPSHOT)
 
     return change
 
@@ -67,10 +91,10 @@ def progress(counted: agent.BackupProgress, copying_s: float) -> Change:
         disks = {disk.key: disk for disk in job.disks}
         for one in counted.disks:
             disk = disks.get(one.disk_key)
-            if disk is None or disk.state == pb.DISK_STATE_COPIED:
+            if disk is None or disk.state in _SETTLED:
                 continue
             disk.state = pb.DISK_STATE_COPYING
-            disk.seconds = copying_s
+            disk.seconds = max(disk.seconds, copying_s)
             _count(disk, one)
 
     return change
@@ -81,7 +105,7 @@ def disk_done(done: agent.DiskDone) -> Change:
 
     def change(job: pb.Job) -> None:
         for disk in job.disks:
-            if disk.key == done.progress.disk_key:
+            if disk.key == done.progress.disk_key and disk.state not in _SETTLED:
                 _count(disk, done.progress)
                 disk.state = pb.DISK_STATE_COPIED
                 disk.seconds = done.duration.ToNanoseconds() / 1e9

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sendense.agent.v1 import backup_pb2 as agent
+from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2, point_service_pb2
+from sendense_common.errors import SendenseError
 from sendense_hub.domain.times import now_us, to_timestamp
 from sendense_hub.repository import DiskDocument, LayerRef, PointDocument
 
@@ -17,8 +19,8 @@ _BLOCK_BYTES = 512
 
 
 def mode_name(mode: agent.DiskMode.ValueType) -> str:
-    """What documents and jobs call it: "full" or "incremental"."""
-    return _MODES[mode]
+    """What documents and jobs call it: "full" or "incremental"; empty for a mode that nobody knows."""
+    return _MODES.get(mode, "")
 
 
 def document(
@@ -88,7 +90,11 @@ def unprotected(skipped: Sequence[agent.SkippedDisk]) -> tuple[str, ...]:
 def message(
     document: PointDocument, repository_name: str, directory: str, path: Path
 ) -> point_service_pb2.RestorePoint:
-    """What the catalog keeps of a document. Blocks: looks at the sizes of the layers below `path`."""
+    """What the catalog keeps of a document. Blocks: looks at the sizes of the layers below `path`.
+
+    Raises:
+        SendenseError: POINT_CORRUPT when a layer is missing.
+    """
     return point_service_pb2.RestorePoint(
         point_id=document.point_id,
         vcenter_name=document.vcenter_name,
@@ -111,7 +117,7 @@ def message(
                 mode_reason=disk.mode_reason,
                 layer_file=disk.layer_file,
                 parent_point_id=disk.parent_point_id,
-                stored_bytes=(path / disk.layer_file).stat().st_blocks * _BLOCK_BYTES,
+                stored_bytes=_stored_bytes(path / disk.layer_file, document.point_id),
                 copied_bytes=disk.copied_bytes,
                 change_id=disk.change_id,
                 disk_object_id=disk.disk_object_id,
@@ -120,3 +126,14 @@ def message(
             for disk in document.disks
         ],
     )
+
+
+def _stored_bytes(layer: Path, point_id: str) -> int:
+    try:
+        return layer.stat().st_blocks * _BLOCK_BYTES
+    except OSError as error:
+        raise SendenseError(
+            Reason.REASON_POINT_CORRUPT,
+            f"the layer {layer} of point {point_id} cannot be looked at: {error.strerror}",
+            point=point_id,
+        ) from error

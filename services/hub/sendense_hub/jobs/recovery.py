@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a restarted hub makes of the jobs that ran: each is ended, truthfully, before anything starts."""
+"""What a restarted hub makes of the jobs that ran: each is ended, truthfully, before anything starts.
+
+A complete point is never thrown away: where the repository cannot be looked at, or is not mounted, the row of
+the point stays, and the next start looks again.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,14 @@ import sqlalchemy as sa
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2 as pb
 from sendense.hub.v1 import point_service_pb2
+from sendense.hub.v1.point_service_pb2 import RestorePoint
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import cleanups, jobs, points
 from sendense_hub.catalog.cleanups import PendingCleanup
 from sendense_hub.jobs import job_changes, point_record
 from sendense_hub.jobs.board import end
 from sendense_hub.jobs.workshop import Workshop
-from sendense_hub.repository import PointDocument, delete_point
+from sendense_hub.repository import delete_point
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +39,15 @@ async def recover(workshop: Workshop) -> None:
     catalog = workshop.catalog
     for job in await catalog.run(lambda c: jobs.listed(c, states=_INTERRUPTED, limit=_MANY)):
         point = await catalog.run(lambda c, job_id=job.job_id: points.of_job(c, job_id))  # type: ignore[misc]
-        try:
-            document = await _committed(workshop, point) if point else None
-            if point and not document:
-                await _remove(workshop, point)
-        except SendenseError as error:
-            log.error("job %s cannot be cleaned up: %s", job.job_id, error)
-            document = None
-        await _end(workshop, job, point, document)
+        row, trouble = (await _settle(workshop, point)) if point else (None, None)
+        await _end(workshop, job, row, trouble)
+    # Of jobs that ended while their repository could not be used.
+    writing = point_service_pb2.POINT_STATE_WRITING
+    for point in await catalog.run(lambda c: points.listed(c, state=writing, limit=_MANY)):
+        row, _ = await _settle(workshop, point)
+        if row is not None:
+            await catalog.run(lambda c, row=row: points.complete(c, row))  # type: ignore[misc]
+            log.warning("point %s of job %s is complete after all", row.point_id, row.job_id)
     deleting = point_service_pb2.POINT_STATE_DELETING
     for point in await catalog.run(lambda c: points.listed(c, state=deleting, limit=_MANY)):
         try:
@@ -50,38 +56,20 @@ async def recover(workshop: Workshop) -> None:
             log.error("point %s cannot be deleted: %s", point.point_id, error)
 
 
-async def _committed(workshop: Workshop, point: point_service_pb2.RestorePoint) -> PointDocument | None:
-    repository = workshop.repository(point.repository_name)
+async def _settle(
+    workshop: Workshop, point: RestorePoint
+) -> tuple[RestorePoint | None, SendenseError | None]:
+    """A point that was being written: itself if it is complete; else it is removed, or trouble is told."""
     try:
-        return await asyncio.to_thread(repository.read_document, point.directory)
-    except SendenseError as error:
-        if error.reason == Reason.REASON_POINT_INCOMPLETE:
-            return None
-        raise
-
-
-async def _remove(workshop: Workshop, point: point_service_pb2.RestorePoint) -> None:
-    await delete_point(workshop.repository(point.repository_name), point.directory)
-    await workshop.catalog.run(lambda connection: points.forget(connection, point.point_id))
-
-
-async def _end(
-    workshop: Workshop,
-    job: pb.Job,
-    point: point_service_pb2.RestorePoint | None,
-    document: PointDocument | None,
-) -> None:
-    restarted = SendenseError(
-        Reason.REASON_HUB_RESTARTED,
-        f"the hub was restarted while job {job.job_id} of VM {job.vm_name} ran",
-        remedy="Nothing of it was kept. Start the backup again.",
-        retryable=True,
-        vm=job.vm_name,
-        vcenter=job.vcenter_name,
-    )
-    row = None
-    if point is not None and document is not None:
         repository = workshop.repository(point.repository_name)
+        await asyncio.to_thread(repository.space)  # an empty mount point must not look like a half point
+        try:
+            document = await asyncio.to_thread(repository.read_document, point.directory)
+        except SendenseError as error:
+            if error.reason != Reason.REASON_POINT_INCOMPLETE:
+                raise
+            await _remove(workshop, point)
+            return None, None
         row = await asyncio.to_thread(
             point_record.message,
             document,
@@ -89,6 +77,33 @@ async def _end(
             point.directory,
             repository.point_path(point.directory),
         )
+    except SendenseError as error:
+        log.error("point %s of job %s cannot be looked at: %s", point.point_id, point.job_id, error)
+        return None, error
+    return row, None
+
+
+async def _remove(workshop: Workshop, point: RestorePoint) -> None:
+    await delete_point(workshop.repository(point.repository_name), point.directory)
+    await workshop.catalog.run(lambda connection: points.forget(connection, point.point_id))
+
+
+async def _end(
+    workshop: Workshop,
+    job: pb.Job,
+    row: RestorePoint | None,
+    trouble: SendenseError | None,
+) -> None:
+    kept = "Nothing of it was kept." if trouble is None else f"What there is of it stays: {trouble.message}."
+    restarted = SendenseError(
+        Reason.REASON_HUB_RESTARTED,
+        f"the hub was restarted while job {job.job_id} of VM {job.vm_name} ran",
+        remedy=f"{kept} Start the backup again.",
+        retryable=True,
+        vm=job.vm_name,
+        vcenter=job.vcenter_name,
+    )
+    if row is not None:
         job.point_id = row.point_id
         job_changes.warn("hub_restarted", "The hub was restarted just after the point was complete.")(job)
         end(job, pb.JOB_STATE_SUCCEEDED)

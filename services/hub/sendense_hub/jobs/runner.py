@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2 as pb
@@ -16,10 +20,15 @@ from sendense_hub.domain import job_rules
 from sendense_hub.jobs import job_changes
 from sendense_hub.jobs.backup import BackupAttempt
 from sendense_hub.jobs.board import Change, LiveJob, end
+from sendense_hub.jobs.new_point import NewPoint
 from sendense_hub.jobs.snapshot_sweeper import SnapshotSweeper
 from sendense_hub.jobs.workshop import Workshop
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_AGAIN_AFTER_S = 2.0
 
 
 class Runner:
@@ -31,14 +40,16 @@ class Runner:
 
     async def run(self, job_id: str) -> None:
         """Runs a job whose turn it is; returns when it has ended, however. An ended job is left alone."""
-        catalog = self._workshop.catalog
-        parent = await catalog.run(lambda connection: jobs.traceparent(connection, job_id))
-        job = await catalog.run(lambda connection: jobs.get(connection, job_id))
+
+        def read(connection: sa.Connection) -> tuple[pb.Job, str]:
+            return jobs.get(connection, job_id), jobs.traceparent(connection, job_id)
+
+        job, parent = await _persistently(lambda: self._workshop.catalog.run(read))
         if job.state in job_rules.ENDED:
             return
         with self._workshop.board.run(job) as live, telemetry.continue_from(parent):
             try:
-                await live.change(job_changes.start)
+                await _persistently(lambda: live.change(job_changes.start))
             except SendenseError:
                 return  # cancelled before its turn
             with telemetry.span(f"backup of {job.vm_name}", job=job_id, attempt=live.job.attempt) as span:
@@ -54,43 +65,104 @@ class Runner:
         try:
             attempt = BackupAttempt(self._workshop, live)
             await attempt.run()
-        except SendenseError as error:
-            failure = error
-        except Exception as error:
-            log.exception("defect in job %s", live.job.job_id)
-            failure = SendenseError(
-                Reason.REASON_INTERNAL,
-                f"the hub failed unexpectedly: {type(error).__name__}",
-                remedy="The log of the hub has the details; please report them.",
-            )
-        left = ""
+        except Exception as error:  # noqa: BLE001 - logged by `_ours`
+            failure = _ours(error, live)
+        committed = attempt is not None and attempt.point.committed
+        warnings: list[Change] = []
         if attempt is not None:
-            await asyncio.shield(attempt.clean_up())
-            if attempt.snapshot_maybe_left:
-                left = await self._sweep(live)
-        if attempt is not None and attempt.committed:
-            if failure is not None:
-                await live.change(job_changes.warn("ended_early", failure.message))
+            warnings += await self._clean_up(live, attempt)
+            if committed:
+                warnings += await self._recorded(live, attempt.point)
+            warnings += await self._sweep(live, attempt)
+        if committed and failure is not None:
+            warnings.append(job_changes.warn("ended_early", failure.message))
             failure = None
-        if left:
-            await live.change(job_changes.warn("snapshot_left", left))
-        await live.change(_ending(failure))
+        point_id = attempt.point.point_id if attempt is not None and committed else ""
+        await _persistently(lambda: live.change(_ending(failure, point_id, warnings)))
         return failure
 
-    async def _sweep(self, live: LiveJob) -> str:
-        """Removes the job's snapshot, now or later; what to tell about it."""
+    async def _clean_up(self, live: LiveJob, attempt: BackupAttempt) -> list[Change]:
+        """Nothing is left of a point that is not complete; or what to tell about it."""
+        try:
+            await asyncio.shield(attempt.clean_up())
+        except Exception as error:  # noqa: BLE001 - logged by `_ours`
+            left = _ours(error, live)
+            words = f"Files of this job are left; the next start of the hub removes them: {left.message}"
+            return [job_changes.warn("files_left", words)]
+        return []
+
+    async def _recorded(self, live: LiveJob, point: NewPoint) -> list[Change]:
+        """The catalog knows the complete point."""
+        try:
+            await _persistently(point.record)
+        except Exception as error:  # noqa: BLE001 - logged by `_ours`
+            why = _ours(error, live)
+            words = f"The point is complete; it will be listed after the next start of the hub: {why.message}"
+            return [job_changes.warn("point_not_listed", words)]
+        return []
+
+    async def _sweep(self, live: LiveJob, attempt: BackupAttempt) -> list[Change]:
+        """The job's snapshot is removed, now or later; what to tell about it."""
+        if not attempt.snapshot_maybe_left:
+            return []
         job = live.job
         pending = PendingCleanup(job.job_id, job.vcenter_name, job.vm_instance_uuid, job.vm_name)
-        await self._workshop.catalog.run(lambda connection: cleanups.add(connection, pending))
         try:
-            await self._sweeper.sweep(pending)
+            await _persistently(
+                lambda: self._workshop.catalog.run(lambda connection: cleanups.add(connection, pending))
+            )
+            if live.stop_cause is not None and live.stop_cause.reason == Reason.REASON_SERVICE_STOPPING:
+                raise live.stop_cause  # there is no time for it now
+            await _uncancelled(self._sweeper.sweep(pending))
+        except Exception as error:  # noqa: BLE001 - logged by `_ours`
+            why = _ours(error, live)
+            words = f"A snapshot of this job may be left; its removal will be tried again: {why.message}"
+            return [job_changes.warn("snapshot_left", words)]
+        return []
+
+
+async def _persistently(write: Callable[[], Awaitable[T]]) -> T:
+    """Does it again for as long as the catalog cannot be used: else a job would be left without an end."""
+    while True:
+        try:
+            return await write()
         except SendenseError as error:
-            return f"A snapshot of this job may be left; its removal will be tried again: {error.message}"
-        return ""
+            if error.reason != Reason.REASON_SERVICE_UNAVAILABLE:
+                raise
+            log.error("a job waits for the catalog: %s", error)
+        await asyncio.sleep(_AGAIN_AFTER_S)
 
 
-def _ending(failure: SendenseError | None) -> Change:
+async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
+    """A cancellation that comes from below, as from a closed gRPC channel, is only an error."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task})
+    finally:
+        task.cancel()
+    if task.cancelled():
+        raise SendenseError(Reason.REASON_TUNNEL_LOST, "a call to the agent was cancelled below the job")
+    task.result()
+
+
+def _ours(error: Exception, live: LiveJob) -> SendenseError:
+    """Any exception as one of ours."""
+    if isinstance(error, SendenseError):
+        return error
+    log.error("defect in job %s", live.job.job_id, exc_info=error)
+    return SendenseError(
+        Reason.REASON_INTERNAL,
+        f"the hub failed unexpectedly: {type(error).__name__}",
+        remedy="The log of the hub has the details; please report them.",
+    )
+
+
+def _ending(failure: SendenseError | None, point_id: str, warnings: list[Change]) -> Change:
     def change(job: pb.Job) -> None:
+        for warn in warnings:
+            warn(job)
+        if point_id:
+            job.point_id = point_id
         if failure is None:
             end(job, pb.JOB_STATE_SUCCEEDED)
         elif failure.reason == Reason.REASON_CANCELLED:

@@ -68,14 +68,20 @@ class SnapshotSweeper:
         """Goes on trying what is pending, until it is cancelled."""
         while True:
             await asyncio.sleep(_EVERY_S)
-            for pending in await self._catalog.run(cleanups.listed):
-                if await self._is_refused(pending):
-                    continue
-                try:
-                    await self.sweep(pending)
-                    log.info("nothing is left of job %s of VM %s", pending.job_id, pending.vm_name)
-                except SendenseError as error:
-                    log.warning("cleaning up after job %s: %s", pending.job_id, error)
+            try:
+                await self._round()
+            except Exception:
+                log.exception("clean-ups are tried again in %.0f s", _EVERY_S)
+
+    async def _round(self) -> None:
+        for pending in await self._catalog.run(cleanups.listed):
+            if await self._is_refused(pending):
+                continue
+            try:
+                await self.sweep(pending)
+                log.info("nothing is left of job %s of VM %s", pending.job_id, pending.vm_name)
+            except SendenseError as error:
+                log.warning("cleaning up after job %s: %s", pending.job_id, error)
 
     async def _is_refused(self, pending: PendingCleanup) -> bool:
         known = await self._catalog.run(vcenters.listed)

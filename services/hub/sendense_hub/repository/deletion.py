@@ -44,7 +44,7 @@ def _delete(repository: Repository, path: Path) -> int:
             if file.name != DELETING:
                 file.unlink()
         durable.sync_file(path)
+        remove_directory(path, repository.root)
     except OSError as error:
         raise unavailable(path, error) from error
-    remove_directory(path, repository.root)
     return freed_bytes

@@ -47,7 +47,11 @@ async def export_disk(
         SendenseError: DISK_NOT_FOUND, OUTPUT_EXISTS, OUTPUT_UNWRITABLE, OUTPUT_FULL, POINT_CORRUPT.
     """
     document.disk(disk_key)
-    if output.exists() or output.is_symlink():
+    try:
+        taken = os.path.lexists(output)
+    except (OSError, ValueError) as error:
+        raise _unwritable(output, OSError(errno.EINVAL, str(error))) from error
+    if taken:
         raise _exists(output)
     chain = await asyncio.to_thread(repository.chain, document, disk_key)
     layer = (await check_chain(repository, chain, disk_key))[-1]

@@ -52,11 +52,21 @@ class Repository:
     repository_id: str
 
     def space(self) -> Space:
-        """REPOSITORY_UNAVAILABLE when the directory is gone."""
+        """REPOSITORY_UNAVAILABLE when the directory is gone or not this repository (not mounted). Blocks."""
         try:
+            facts = json.loads((self.root / MARKER).read_bytes())
             usage = shutil.disk_usage(self.root)
         except OSError as error:
             raise unavailable(self.root, error) from error
+        except ValueError:
+            facts = None
+        if not isinstance(facts, dict) or facts.get("repository_id") != self.repository_id:
+            raise SendenseError(
+                Reason.REASON_REPOSITORY_UNAVAILABLE,
+                f"{self.root} does not hold repository {self.repository_id} any more",
+                remedy="Check that it is mounted as it was.",
+                repository=self.name,
+            )
         return Space(usage.free, usage.total)
 
     def point_path(self, directory: str) -> Path:

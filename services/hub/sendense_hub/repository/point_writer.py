@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,8 @@ from sendense_hub.repository.document import PointDocument
 from sendense_hub.repository.export import Export, open_export
 from sendense_hub.repository.layout import DOCUMENT, LayerRef, Repository, unavailable
 from sendense_hub.repository.ledger import LedgerWriter, Record
+
+log = logging.getLogger(__name__)
 
 
 def layer_file(disk_key: int) -> str:
@@ -126,12 +130,22 @@ class PointWriter:
         return committed
 
     async def discard(self) -> None:
-        """Leaves nothing of the point, unless it was committed. Twice is once."""
+        """Leaves nothing of the point, unless it was committed. Twice is once.
+
+        Raises:
+            SendenseError: REPOSITORY_UNAVAILABLE; files may be left.
+        """
         await self._stop_exports()
-        for ledger in self._ledgers.values():
-            ledger.close()
+        try:
+            for ledger in self._ledgers.values():
+                ledger.close()
+        except OSError:
+            log.warning("a ledger in %s could not be closed; it is removed now", self._path)
         if not self._committed:
-            await asyncio.to_thread(remove_directory, self._path, self._repository.root)
+            try:
+                await asyncio.to_thread(remove_directory, self._path, self._repository.root)
+            except OSError as error:
+                raise unavailable(self._path, error) from error
 
     async def _stop_exports(self) -> None:
         await asyncio.gather(*(export.stop() for export in self._exports))
@@ -168,8 +182,15 @@ async def check_chain(repository: Repository, chain: Sequence[PointDocument], di
 
 
 def remove_directory(path: Path, root: Path) -> None:
-    """Removes a point's directory, and those above it that it leaves empty. Blocks."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Removes a point's directory, and those above it that it leaves empty. Blocks; OSError when it stays.
+
+    The commit mark goes first: a crash in between never leaves a mark without the files it speaks of.
+    """
+    if path.exists():
+        with contextlib.suppress(FileNotFoundError):
+            (path / DOCUMENT).unlink()
+            durable.sync_file(path)
+        shutil.rmtree(path)
     for parent in (path.parent, path.parent.parent):
         if parent == root:
             return

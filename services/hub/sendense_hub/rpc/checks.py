@@ -8,12 +8,13 @@ import binascii
 import re
 import uuid
 
-from sendense_common.errors import invalid
+from sendense_common.errors import SendenseError, invalid
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 _SITE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _TEXT_CHARS = 256
 _PAGE_DEFAULT, _PAGE_MOST = 100, 1000
+_MOMENT_MOST_US = 2**63 - 1
 
 
 def text(field: str, value: str, *, required: bool = True) -> str:
@@ -60,9 +61,16 @@ def page_token(token: str) -> tuple[int, str] | None:
         return None
     try:
         moment, _, last = base64.urlsafe_b64decode(token.encode()).decode().partition(" ")
-        return int(moment), last
+        moment_us = int(moment)
     except (ValueError, binascii.Error):
-        raise invalid("page_token", "is not one that this hub gave") from None
+        raise _foreign_token() from None
+    if not 0 <= moment_us <= _MOMENT_MOST_US:
+        raise _foreign_token()
+    return moment_us, last
+
+
+def _foreign_token() -> SendenseError:
+    return invalid("page_token", "is not one that this hub gave")
 
 
 def make_page_token(moment_us: int, last: str) -> str:

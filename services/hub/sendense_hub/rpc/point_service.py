@@ -88,16 +88,8 @@ class PointService(PointServiceServicer):
         """See the contract."""
         if request.format not in _FORMATS:
             raise invalid("format", "must be RAW, QCOW2 or VMDK")
-        output = Path(request.output_path)
-        if len(request.output_path) > _PATH_CHARS or "\0" in request.output_path:
-            raise invalid("output_path", "is not a path")
-        if not output.is_absolute():
-            raise invalid("output_path", "must be an absolute path on the hub's host")
-        if output.resolve().is_relative_to(self._workshop.exports_dir.parent):
-            raise invalid("output_path", "lies in the hub's own directory")
+        output = self._output(request.output_path)
         async with self._reading(request.point_id) as (repository, document):
-            if output.resolve().is_relative_to(repository.root):
-                raise invalid("output_path", "lies in the repository")
             with telemetry.span("export disk", point=document.point_id, disk=request.disk_key):
                 percents = export_disk(
                     repository, document, request.disk_key, _FORMATS[request.format], output
@@ -110,7 +102,11 @@ class PointService(PointServiceServicer):
 
     async def DeletePoint(self, request: pb.DeletePointRequest, context: _Context) -> pb.DeletePointResponse:
         """See the contract."""
-        point = await self._get(request.point_id)
+        # A caller that hangs up does not leave it half done, or unlocked while it goes on.
+        return pb.DeletePointResponse(freed_bytes=await asyncio.shield(self._delete(request.point_id)))
+
+    async def _delete(self, point_id: str) -> int:
+        point = await self._get(point_id)
         if point.state == pb.POINT_STATE_WRITING:
             raise SendenseError(
                 Reason.REASON_POINT_BUSY,
@@ -132,14 +128,29 @@ class PointService(PointServiceServicer):
                     dependants=dependants,
                 )
 
-            async def delete() -> int:
-                await catalog.run(lambda connection: points.set_deleting(connection, point.point_id))
-                freed_bytes = await delete_point(repository, point.directory)
-                await catalog.run(lambda connection: points.forget(connection, point.point_id))
-                return freed_bytes
+            await asyncio.to_thread(repository.space)  # not mounted: then nothing is marked either
+            await catalog.run(lambda connection: points.set_deleting(connection, point.point_id))
+            freed_bytes = await delete_point(repository, point.directory)
+            await catalog.run(lambda connection: points.forget(connection, point.point_id))
+        return freed_bytes
 
-            # A caller that hangs up does not leave it half done.
-            return pb.DeletePointResponse(freed_bytes=await asyncio.shield(delete()))
+    def _output(self, path: str) -> Path:
+        """Where an export may go: not among what the hub itself keeps."""
+        output = Path(path)
+        if len(path) > _PATH_CHARS or "\0" in path or not output.name:
+            raise invalid("output_path", "is not a path of a file")
+        if not output.is_absolute():
+            raise invalid("output_path", "must be an absolute path on the hub's host")
+        try:
+            place = output.resolve()
+        except (OSError, RuntimeError) as error:
+            raise invalid("output_path", f"cannot be followed: {error}") from None
+        if place.is_relative_to(self._workshop.exports_dir.parent.resolve()):
+            raise invalid("output_path", "lies in the hub's own directory")
+        for repository in self._workshop.repositories.values():
+            if place.is_relative_to(repository.root.resolve()):
+                raise invalid("output_path", f"lies in the repository {repository.name}")
+        return output
 
     async def _get(self, point_id: str) -> pb.RestorePoint:
         checks.text("point_id", point_id)

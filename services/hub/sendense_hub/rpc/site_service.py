@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
 from typing import Any
 
@@ -55,9 +54,10 @@ def _parse_key(text: str) -> tuple[str, str]:
     encoded = rest.split(" ")[0]
     try:
         blob = base64.b64decode(encoded, validate=True)
-    except binascii.Error:
+    except ValueError:  # also binascii.Error
         blob = b""
-    if kind != _KEY_TYPE or not blob.startswith(b"\x00\x00\x00\x0b" + _KEY_TYPE.encode()):
+    head = b"\x00\x00\x00\x0b" + _KEY_TYPE.encode() + b"\x00\x00\x00\x20"
+    if kind != _KEY_TYPE or not blob.startswith(head) or len(blob) != len(head) + 32:
         raise invalid("ssh_public_key", f"must be an OpenSSH public key of type {_KEY_TYPE}")
     digest = base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
     return f"{kind} {encoded}", f"SHA256:{digest}"

@@ -143,8 +143,11 @@ def _check_trust(vcenter: pb.Vcenter) -> None:
     match vcenter.WhichOneof("trust"):
         case "ca_pem":
             try:
+                # With nothing at all, Python would trust all the world.
+                if not vcenter.ca_pem.strip():
+                    raise ValueError("it is empty")
                 ssl.create_default_context(cadata=vcenter.ca_pem)
-            except (ssl.SSLError, ValueError) as error:
+            except (ssl.SSLError, ValueError, TypeError) as error:
                 raise invalid("vcenter.ca_pem", f"holds no certificate in PEM format: {error}") from None
         case "certificate_sha256":
             if len(vcenter.certificate_sha256) != 32:
