@@ -95,7 +95,7 @@ class Commands:
         self._vcenter.faults.clear()
 
     def delay_task(self, method: str, seconds: float) -> None:
-        """Tasks of a method take so much longer."""
+        """Tasks of a method take so much longer, also those that run; 0 lets them end."""
         self._vcenter.registry.task_delays_s[method] = seconds
 
     def set(self, **settings: Any) -> None:
