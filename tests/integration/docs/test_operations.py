@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,16 @@ from sendense_cli.exits import Exit
 pytestmark = pytest.mark.integration
 
 PAGE = "docs/operations.md"
+PAGES = [
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/operations.md",
+    "docs/repository-format.md",
+    "protos/README.md",
+    "services/cli/README.md",
+    "services/common/README.md",
+    "services/credentials/README.md",
+]
 _IMPORT_ALL = """
 import importlib, pathlib, sys
 source = pathlib.Path(sys.argv[1])
@@ -50,6 +62,8 @@ async def test_a_site_is_enrolled_as_the_page_says(short_tmp: Path):
     )
     assert made.returncode == 0, made.stderr
     async with images.running("credentials"), images.running("hub"):
+        assert "sendense.hub.v1.SiteService" in _grpcurl(images.state / "run/hub/api.sock")
+        assert "CredentialService" in _grpcurl(images.state / "run/cred/operator.sock")
         endpoint = (images.state / "run/hub/ssh-endpoint").read_text().strip()
         hub_key = (images.state / "hub/ssh_host_ed25519_key.pub").read_text().strip()
         configured = images.run(
@@ -72,9 +86,19 @@ async def test_a_site_is_enrolled_as_the_page_says(short_tmp: Path):
         shown = run(f"ssh-keygen -lf {images.state}/agent/ssh_ed25519_key.pub").stdout.split()[1]
         assert f"site paris: SSH key {shown}, agent keys SHA256:" in registered.stdout
         async with images.running("agent"):
+            assert "sendense.agent.v1.AgentService" in _grpcurl(images.state / "run/agent/grpc.sock")
             async with asyncio.timeout(60):
                 while await asyncio.to_thread(_doctor_says, images) != "CHECK_STATUS_OK":
                     pass  # each time is a process that takes a while
+
+
+def _grpcurl(socket: Path) -> str:
+    """What a person sees of a service, by the commands of protos/README.md."""
+    (script,) = commands("protos/README.md", "Where they are served")
+    done = run(script, SOCKET=socket, PATH=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
+    assert done.returncode == 0, done.stderr
+    assert '"status": "SERVING"' in done.stdout
+    return done.stdout
 
 
 def _doctor_says(images: Images) -> str:
@@ -90,8 +114,10 @@ def test_the_page_has_all_exit_codes():
     assert [int(code) for code in rows] == [code.value for code in Exit]
 
 
-@pytest.mark.parametrize("page", ["docs/operations.md", "docs/architecture.md", "docs/repository-format.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_links_to_is_there(page: str):
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    text = (ROOT / page).read_text()
+    assert text.startswith("<!-- SPDX-License-Identifier: Apache-2.0 -->\n# ")
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
     missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
     assert not missing
