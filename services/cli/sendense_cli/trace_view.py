@@ -14,12 +14,17 @@ from sendense.hub.v1 import job_service_pb2 as pb
 from sendense_cli import words
 
 _BAR = 20
-# The narrowest these columns may get; what is left of the line is the span's.
-_SERVICE, _TOOK = len("credentials"), len("59m 59s")
+# Widths; what is left of the line is the span's.
+_SERVICE, _TOOK, _GAP, _NARROWEST = len("credentials"), len("59m 59s"), 2, 20
 
 
-def tree(spans: Sequence[pb.Span]) -> Table:
-    """Spans below their parents, each with its service, its time and where it lies in the whole."""
+def tree(spans: Sequence[pb.Span], columns: int) -> Table:
+    """Spans below their parents, each with its service, its time and where it lies in the whole.
+
+    Args:
+        spans: of one trace.
+        columns: of the terminal.
+    """
     known = {span.span_id for span in spans}
     children: dict[str, list[pb.Span]] = defaultdict(list)
     for span in spans:
@@ -28,10 +33,11 @@ def tree(spans: Sequence[pb.Span]) -> Table:
     first = min((_start(span) for span in spans), default=0.0)
     last = max((_start(span) + _length(span) for span in spans), default=1.0)
     made = Table(box=None, pad_edge=False, header_style="bold")
-    made.add_column("SPAN", no_wrap=True, overflow="ellipsis")
-    made.add_column("SERVICE", no_wrap=True, min_width=_SERVICE)
-    made.add_column("TOOK", justify="right", no_wrap=True, min_width=_TOOK)
-    made.add_column("", no_wrap=True, min_width=_BAR)
+    fixed = _SERVICE + _TOOK + _BAR + 3 * _GAP
+    made.add_column("SPAN", no_wrap=True, overflow="ellipsis", max_width=max(_NARROWEST, columns - fixed))
+    made.add_column("SERVICE", no_wrap=True, width=_SERVICE)
+    made.add_column("TOOK", justify="right", no_wrap=True, width=_TOOK)
+    made.add_column("", no_wrap=True, width=_BAR)
     _add(made, children, "", "", first, max(last - first, 1e-9))
     return made
 

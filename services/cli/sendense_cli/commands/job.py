@@ -129,6 +129,6 @@ def trace(job: Id, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
                 f"no spans are kept of job {job}",
                 remedy="Old traces are dropped.",
             )
-        session.answer(answer, trace_view.tree(answer.spans))
+        session.answer(answer, trace_view.tree(answer.spans, console.width))
 
     session.run(work())

@@ -53,7 +53,7 @@ def list_(
              words.size(sum(disk.stored_bytes for disk in each.disks))]
             for each in answer.points
         ]  # fmt: skip
-        columns = ["POINT", "VM", "VCENTER", "SNAPSHOT", "KIND", "CONSISTENCY", "DISKS", "STORED"]
+        columns = ["POINT", "VM", "VCENTER", "TAKEN", "KIND", "SNAPSHOT IS", "DISKS", "STORED"]
         session.answer(answer, table(columns, rows, right=["DISKS", "STORED"]))
 
     session.run(work())

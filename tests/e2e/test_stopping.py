@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services that are stopped, killed or moved while they work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from tests.e2e.kit import MIB, Lab, World, data, qemu_img, until, world
+
+pytestmark = pytest.mark.e2e
+
+_NAME = "busy"
+
+
+def _busy(made: World) -> tuple[Lab, str]:
+    """A VM whose backup is in the middle of its copy: the lab, the job's ID."""
+    lab = made.lab()
+    (key,) = lab.add_vm(_NAME, [512 * MIB]).disks
+    block = data(64 * MIB, "busy")
+    for number in range(6):
+        lab.write(_NAME, key, number * 64 * MIB, block)
+    job_id = made.ask("backup", "start", _NAME)["job_id"]
+
+    def copying() -> bool:
+        job = made.job(job_id)
+        assert job["state"] == "JOB_STATE_RUNNING", job
+        return job["phase"] == "JOB_PHASE_COPY" and any(int(disk["read_bytes"]) for disk in job["disks"])
+
+    until(copying, "the copy runs")
+    return lab, job_id
+
+
+def test_stopping_everything_in_the_middle_cleans_up(fresh_world: World) -> None:
+    lab, job_id = _busy(fresh_world)
+    assert fresh_world.stop() == 0
+    assert lab.left(_NAME) == []
+    fresh_world.assert_no_process()
+    fresh_world.start()
+    job = fresh_world.job(job_id)
+    assert (job["state"], job["failure"]["reason"]) == ("JOB_STATE_FAILED", "REASON_SERVICE_STOPPING")
+    fresh_world.assert_nothing_left((lab, _NAME))
+    fresh_world.assert_restores(fresh_world.back_up(_NAME), lab)
+
+
+@pytest.mark.parametrize("service", ["agent", "hub"])
+def test_sigterm_to_a_service_cleans_up_what_it_runs(fresh_world: World, service: str) -> None:
+    lab, job_id = _busy(fresh_world)
+    os.kill(fresh_world.pids[service], signal.SIGTERM)
+    # `up` notices that a part is missing, and stops the rest.
+    assert fresh_world.up is not None
+    _, errors = fresh_world.up.communicate(timeout=180)
+    assert (fresh_world.up.returncode, f"{service} ended unexpectedly" in errors.decode()) == (5, True)
+    fresh_world.up = None
+    assert lab.left(_NAME) == []
+    fresh_world.assert_no_process()
+    fresh_world.start()
+    job = fresh_world.job(job_id)
+    assert (job["state"], job["failure"]["reason"]) == ("JOB_STATE_FAILED", "REASON_SERVICE_STOPPING")
+    fresh_world.assert_nothing_left((lab, _NAME))
+
+
+def test_ff27_after_a_sigkill_of_everything_nothing_is_left(fresh_world: World) -> None:
+    """The processes die with their parents; the next start ends the job, and removes layer and snapshot."""
+    lab, job_id = _busy(fresh_world)
+    assert fresh_world.up is not None
+    fresh_world.up.kill()
+    fresh_world.up.communicate(timeout=30)
+    fresh_world.up = None
+    fresh_world.assert_no_process()
+    fresh_world.start()
+    job = fresh_world.wait_end(job_id)
+    assert job["state"] == "JOB_STATE_FAILED"
+    until(lambda: not lab.state(_NAME)["snapshots"], "its snapshot is removed", within_s=150)
+    until(lambda: not lab.left(_NAME), "its session has ended", within_s=30)
+    fresh_world.assert_nothing_left((lab, _NAME))
+    fresh_world.assert_restores(fresh_world.back_up(_NAME), lab)
+
+
+def test_a_repository_that_was_moved_opens_and_stock_tools_agree(tmp_path: Path) -> None:
+    first, second, name = tmp_path / "here", tmp_path / "there", "moved"
+    with world(tmp_path, options=("--repository", f"default={first}")) as made:
+        lab = made.lab()
+        keys = lab.add_vm(name, [8 * MIB, 8 * MIB + 512]).disks
+        sources = []
+        for number in range(2):
+            for key in keys:
+                lab.write(name, key, number * MIB, data(MIB, (number, key)))
+            job = made.back_up(name)
+            sources += [(job["point_id"], key, lab.newest_frozen(name, key)) for key in keys]
+        made.stop()
+        shutil.move(first, second)
+        # With our services stopped, stock tools see the same bytes.
+        for point, key, source in sources:
+            (layer,) = second.glob(f"*/*/{point}/disk-{key}.qcow2")
+            assert qemu_img("check", "-f", "qcow2", str(layer)).returncode == 0
+            compared = qemu_img("compare", "-f", "qcow2", "-F", "raw", str(layer), str(source))
+            assert compared.returncode == 0, compared.stdout + compared.stderr
+        made.options = ("--repository", f"default={second}")
+        made.start()
+        made.assert_restores(job, lab)
+        lab.write(name, keys[0], 3 * MIB, data(MIB, "after"))
+        after = made.back_up(name)
+        assert {disk["mode"] for disk in after["disks"]} == {"incremental"}
+        made.assert_restores(after, lab)
