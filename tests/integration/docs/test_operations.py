@@ -64,7 +64,8 @@ async def test_a_site_is_enrolled_as_the_page_says(short_tmp: Path):
     async with images.running("credentials"), images.running("hub"):
         assert "sendense.hub.v1.SiteService" in _grpcurl(images.state / "run/hub/api.sock")
         assert "CredentialService" in _grpcurl(images.state / "run/cred/operator.sock")
-        endpoint = (images.state / "run/hub/ssh-endpoint").read_text().strip()
+        endpoint_file = images.state / "run/hub/ssh-endpoint"
+        endpoint = endpoint_file.read_text().strip()
         hub_key = (images.state / "hub/ssh_host_ed25519_key.pub").read_text().strip()
         configured = images.run(
             "agent",
@@ -90,6 +91,8 @@ async def test_a_site_is_enrolled_as_the_page_says(short_tmp: Path):
             async with asyncio.timeout(60):
                 while await asyncio.to_thread(_doctor_says, images) != "CHECK_STATUS_OK":
                     pass  # each time is a process that takes a while
+        endpoint_file.unlink()
+        assert images.run("hub", images.health("hub")).returncode == 1, "nobody could dial it"
 
 
 def _grpcurl(socket: Path) -> str:

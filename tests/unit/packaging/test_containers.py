@@ -146,7 +146,7 @@ def test_the_key_comes_from_a_mounted_file_that_only_credentials_has(monkeypatch
     for service in SERVICES:
         assert not Containerfile(service).all("ARG")
         names = [word.split("=")[0] for each in Containerfile(service).all("ENV") for word in each.words]
-        assert set(names) <= {"PYTHONPATH", "SENDENSE_STATE", "SENDENSE_RUN"}
+        assert set(names) <= {"PYTHONPATH", "HOME", "SENDENSE_STATE", "SENDENSE_RUN"}
 
 
 def test_nothing_is_privileged_and_only_the_hubs_ssh_is_published(monkeypatch: pytest.MonkeyPatch):
@@ -182,4 +182,7 @@ def test_health_is_asked_at_the_socket_that_opens_last(monkeypatch: pytest.Monke
         assert (python, flag) == ("/opt/sendense/bin/python", "-c")
         assert argument == str(socket)
         compile(code, "HEALTHCHECK", "exec")
+    assert (
+        f"'{HubPaths(hub.state, hub.run).endpoint_file.name}'" in Containerfile("hub").one("HEALTHCHECK").rest
+    )
     assert compose()["services"]["hub"]["depends_on"] == {"credentials": {"condition": "service_healthy"}}
