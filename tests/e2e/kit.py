@@ -264,9 +264,11 @@ class World:
 
 
 @contextlib.contextmanager
-def world(directory: Path, *, options: tuple[str, ...] = (), **environment: str) -> Iterator[World]:
+def world(
+    directory: Path, *, options: tuple[str, ...] = (), environment: dict[str, str] | None = None
+) -> Iterator[World]:
     """A running installation."""
-    made = World(directory, environment, options)
+    made = World(directory, environment or {}, options)
     try:
         made.start()
         yield made

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.e2e.kit import KIB, MIB, Lab, World, data, qemu_img
 
@@ -126,7 +128,10 @@ def test_rule_21_two_vcenters_with_a_vm_of_the_same_name(shared_world: World, sh
 
 def test_rule_01_a_disk_that_snapshots_leave_out_is_said(shared_world: World, shared_lab: Lab) -> None:
     lab, name = shared_lab, "partly"
-    disks = [{"capacity_bytes": 8 * MIB}, {"capacity_bytes": 8 * MIB, "disk_mode": "independent_persistent"}]
+    disks: list[dict[str, Any]] = [
+        {"capacity_bytes": 8 * MIB},
+        {"capacity_bytes": 8 * MIB, "disk_mode": "independent_persistent"},
+    ]
     machine = lab.add_vm(name, disks)
     job = shared_world.back_up(name)
     skipped = job["disks"][1]

@@ -71,7 +71,7 @@ class _Collector(trace_service_pb2_grpc.TraceServiceServicer):
 def collector() -> Iterator[tuple[_Collector, int]]:
     """An OTLP collector on loopback."""
     made, server = _Collector(), grpc.server(futures.ThreadPoolExecutor(4))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(made, server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(made, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield made, port
@@ -86,7 +86,7 @@ def test_spans_go_to_a_collector_by_the_standard_variables(
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
         "OTEL_EXPORTER_OTLP_INSECURE": "true",
     }
-    with world(tmp_path, **variables) as made:
+    with world(tmp_path, environment=variables) as made:
         lab = made.lab()
         (key,) = lab.add_vm("exported", [4 * MIB]).disks
         lab.write("exported", key, 0, data(MIB, "exported"))

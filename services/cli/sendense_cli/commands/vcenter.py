@@ -68,17 +68,19 @@ def add(
         vcenter = pb.Vcenter(name=name, host=host, port=port, site_name=agent)
         _trust(vcenter, ca_file, thumbprint)
         secret = credentials_pb.Secret(username=username, password=_password(password_stdin, password_file))
-        async with session.credentials() as channel:
+        async with session.hub() as hub, session.credentials() as channel:
             stub = CredentialServiceStub(channel)
-            stored = await stub.StoreCredential(
-                credentials_pb.StoreCredentialRequest(
-                    request_id=str(uuid.uuid4()), name=f"vcenter/{name}", secret=secret
+            listed = await VcenterServiceStub(hub).ListVcenters(pb.ListVcentersRequest())
+            if any(each.name == name for each in listed.vcenters):
+                raise SendenseError(
+                    Reason.REASON_VCENTER_EXISTS,
+                    f"there is a vCenter {name!r} already",
+                    remedy="Give another name, remove it first, or change its password with "
+                    "`sendense vcenter password`.",
                 )
-            )
-            vcenter.credential_id = stored.credential.credential_id
+            vcenter.credential_id = await _store(stub, f"vcenter/{name}", secret)
             try:
-                async with session.hub() as hub:
-                    kept = await VcenterServiceStub(hub).AddVcenter(pb.AddVcenterRequest(vcenter=vcenter))
+                kept = await VcenterServiceStub(hub).AddVcenter(pb.AddVcenterRequest(vcenter=vcenter))
             except BaseException:
                 await stub.DeleteCredential(
                     credentials_pb.DeleteCredentialRequest(credential_id=vcenter.credential_id)
@@ -178,6 +180,15 @@ def remove(name: Name, state: State = DEFAULT_STATE, as_json: Json = False) -> N
         session.answer(removed, f"removed {name}")
 
     session.run(work())
+
+
+async def _store(stub: CredentialServiceStub, name: str, secret: credentials_pb.Secret) -> str:
+    """Stores a secret and gives its ID. One of that name belongs to no vCenter: an `add` was cut off."""
+    listed = await stub.ListCredentials(credentials_pb.ListCredentialsRequest())
+    for left in (each for each in listed.credentials if each.name == name):
+        await stub.DeleteCredential(credentials_pb.DeleteCredentialRequest(credential_id=left.credential_id))
+    request = credentials_pb.StoreCredentialRequest(request_id=str(uuid.uuid4()), name=name, secret=secret)
+    return (await stub.StoreCredential(request)).credential.credential_id
 
 
 def _address(text: str) -> tuple[str, int]:
