@@ -187,13 +187,17 @@ class Session:
                     return
 
     async def close(self) -> None:
-        """Logs out."""
-        if self._cookie:
-            try:
-                async with asyncio.timeout(_LOGOUT_WITHIN_S):
-                    await self._run("logging out", self.content.sessionManager.Logout)
-            except (SendenseError, TimeoutError) as error:
-                log.info("%s: logging out: %s", self.name, error)
+        """Logs out, also from a login that is on its way."""
+
+        def log_out() -> None:
+            if self._cookie:
+                self.content.sessionManager.Logout()
+
+        try:
+            async with asyncio.timeout(_LOGOUT_WITHIN_S):
+                await self._run("logging out", log_out)
+        except (SendenseError, TimeoutError) as error:
+            log.info("%s: logging out: %s", self.name, error)
         self._stub.DropConnections()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -227,16 +231,20 @@ async def open_session(target: VcenterTarget, username: str, password: str) -> A
     """
     trusted = await asyncio.to_thread(recognize, target)
     session = Session(target, trusted, username, password)
-    keeping = None
+    keeping: list[asyncio.Task[None]] = []
     try:
         await session.open()
-        keeping = asyncio.create_task(session.keep_alive())
+        keeping.append(asyncio.create_task(session.keep_alive()))
         yield session
     finally:
-        if keeping is not None:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+        for task in keeping:
+            task.cancel()
         await _to_its_end(session.close())
+        await _to_its_end(_ended(keeping))
+
+
+async def _ended(tasks: list[asyncio.Task[None]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
