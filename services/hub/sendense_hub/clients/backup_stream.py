@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import grpc
 
@@ -22,16 +22,24 @@ log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
 # Keepalive finds a dead peer within 30 s: a stream that lasted longer had an agent at its other end.
 _PROVED_ALIVE_S = 45.0
-# These statuses are about the way to the agent. Any other is about the request: asking again cannot help.
-_TRANSPORT = frozenset(
+# Of what the agent itself says, only these are about its state. Any other is about the request: asking again
+# cannot help.
+_AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+# Of what gRPC says (it calls a broken connection also INTERNAL or UNKNOWN), these are about the request.
+_FINAL = frozenset(
     {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNIMPLEMENTED,
     }
 )
 
+_LAST = frozenset({"done", "failed"})
+_HANG_UP_WITHIN_S = 2.0
+
+_Outbox = asyncio.Queue[pb.RunBackupRequest | None]
 _Stream = grpc.aio.StreamStreamCall[pb.RunBackupRequest, pb.RunBackupResponse]
 
 
@@ -48,8 +56,7 @@ class BackupStream:
         self._start = start
         self._give_up_after_s = give_up_after_s
         self._said: list[pb.RunBackupRequest] = []
-        self._stream: _Stream | None = None
-        self._writing = asyncio.Lock()
+        self._outbox: _Outbox | None = None
         self.begun = False
         """Whether the agent may have heard of the job."""
 
@@ -74,12 +81,13 @@ class BackupStream:
                             self._check_next(event)
                             self._start.after_seq = event.seq
                         yield event
-                        if event.WhichOneof("event") in {"done", "failed"}:
+                        if event.WhichOneof("event") in _LAST:
                             return
                 why = "the agent ended the stream"
             except grpc.aio.AioRpcError as error:
                 mine = SendenseError.from_rpc(error, doing=f"backup through site {self._site!r}")
-                if error.code() not in _TRANSPORT:
+                by_grpc = "grpc_code" in mine.metadata
+                if error.code() in _FINAL if by_grpc else error.code() not in _AGAIN:
                     raise mine from error
                 why = mine.message
             except SendenseError as error:
@@ -103,11 +111,16 @@ class BackupStream:
         """Tells the agent, now and after every rejoin."""
         request.traceparent = telemetry.traceparent()
         self._said.append(request)
-        await self._write(request)
+        self._send(request)
 
     async def ack(self, seq: int) -> None:
         """Events up to `seq` are stored here."""
-        await self._write(pb.RunBackupRequest(ack=pb.AckEvents(seq=seq)))
+        self._send(pb.RunBackupRequest(ack=pb.AckEvents(seq=seq)))
+
+    def _send(self, request: pb.RunBackupRequest) -> None:
+        """A stream that broke is noticed where it is read; what was said is repeated on the next one."""
+        if self._outbox is not None:
+            self._outbox.put_nowait(request)
 
     def _check_next(self, event: pb.RunBackupResponse) -> None:
         """An event that was lost may be a checkpoint: without it there is no truth about the point."""
@@ -119,31 +132,42 @@ class BackupStream:
             )
 
     async def _one_stream(self) -> AsyncGenerator[pb.RunBackupResponse, None]:
+        outbox: _Outbox = asyncio.Queue()
         async with rpc.connect(self._sites.socket(self._site)) as channel:
-            stream = AgentServiceStub(channel).RunBackup()
-            self._stream = stream
+            outbox.put_nowait(pb.RunBackupRequest(start=self._start, traceparent=telemetry.traceparent()))
+            for request in self._said:
+                outbox.put_nowait(request)
+            self._outbox, self.begun = outbox, True
+            stream = AgentServiceStub(channel).RunBackup(_sent(outbox))
+            ended = False
             try:
-                self.begun = True
-                start = pb.RunBackupRequest(start=self._start, traceparent=telemetry.traceparent())
-                for request in [start, *self._said]:
-                    await self._write(request)
                 while (event := await _read(stream)) is not None:
+                    ended = event.WhichOneof("event") in _LAST
                     yield event
             finally:
-                self._stream = None
+                self._outbox = None
+                outbox.put_nowait(None)
+                if ended:
+                    await _hang_up(stream)
                 stream.cancel()
 
-    async def _write(self, request: pb.RunBackupRequest) -> None:
-        """A stream that broke is noticed where it is read; what was said is repeated on the next one."""
-        async with self._writing:
-            if self._stream is None:
-                return
-            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                try:
-                    await self._stream.write(request)
-                except asyncio.CancelledError:
-                    if _ours():
-                        raise
+
+async def _sent(outbox: _Outbox) -> AsyncIterator[pb.RunBackupRequest]:
+    """What goes out, to the None.
+
+    gRPC's own `write` cannot be used: it leaves a task behind on each stream that breaks, and its failure takes
+    the place of the stream's status.
+    """
+    while (request := await outbox.get()) is not None:
+        yield request
+
+
+async def _hang_up(stream: _Stream) -> None:
+    """Lets the last acknowledgement arrive: the agent keeps its last words until then."""
+    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
+        async with asyncio.timeout(_HANG_UP_WITHIN_S):
+            while await _read(stream) is not None:
+                pass
 
 
 async def _read(stream: _Stream) -> pb.RunBackupResponse | None:

@@ -24,7 +24,7 @@ from sendense_common.errors import SendenseError
 from sendense_hub.catalog import cleanups, vcenters
 from sendense_hub.clients.backup_stream import BackupStream
 from sendense_hub.domain import job_rules, plan_rules
-from sendense_hub.jobs import job_changes, previous_points
+from sendense_hub.jobs import cancellation, job_changes, previous_points
 from sendense_hub.jobs.board import LiveJob
 from sendense_hub.jobs.new_point import NewPoint
 from sendense_hub.jobs.previous_points import Previous
@@ -83,12 +83,7 @@ class BackupAttempt:
                 assert self._live.stop_cause is not None
                 raise self._live.stop_cause
             await asyncio.wait({conversation})
-            if conversation.cancelled():
-                # Not by us. As a CancelledError it would leave the job without a runner.
-                raise SendenseError(
-                    Reason.REASON_TUNNEL_LOST, "a call to the agent was cancelled below the job"
-                )
-            conversation.result()
+            cancellation.result(conversation)
         except Exception as error:
             if self.snapshot_maybe_left and not self._heard_end:
                 await self._dismiss(error)
@@ -282,15 +277,18 @@ class BackupAttempt:
         words = cause.message if isinstance(cause, SendenseError) else "the hub failed unexpectedly"
         try:
             async with asyncio.timeout(_DISMISS_WHEN_STOPPING_S if stopping else _DISMISS_WITHIN_S):
-                await self._stream.say(agent.RunBackupRequest(cancel=agent.CancelBackup(cause=words)))
-                async with contextlib.aclosing(self._stream.events()) as events:
-                    async for event in events:
-                        match event.WhichOneof("event"):
-                            case "failed":
-                                self.snapshot_maybe_left = event.failed.snapshot_left
-                            case "done":
-                                self.snapshot_maybe_left = not event.done.snapshot_removed
-                        if event.seq:
-                            await self._stream.ack(event.seq)
+                await cancellation.uncancelled(self._hear_end(self._stream, words))
         except (SendenseError, TimeoutError) as error:
             log.warning("job %s: the agent did not end it: %s", self._live.job.job_id, error)
+
+    async def _hear_end(self, stream: BackupStream, cause: str) -> None:
+        await stream.say(agent.RunBackupRequest(cancel=agent.CancelBackup(cause=cause)))
+        async with contextlib.aclosing(stream.events()) as events:
+            async for event in events:
+                match event.WhichOneof("event"):
+                    case "failed":
+                        self.snapshot_maybe_left = event.failed.snapshot_left
+                    case "done":
+                        self.snapshot_maybe_left = not event.done.snapshot_removed
+                if event.seq:
+                    await stream.ack(event.seq)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import sqlalchemy as sa
 
@@ -20,6 +20,7 @@ from sendense_hub.domain import job_rules
 from sendense_hub.jobs import job_changes
 from sendense_hub.jobs.backup import BackupAttempt
 from sendense_hub.jobs.board import Change, LiveJob, end
+from sendense_hub.jobs.cancellation import uncancelled
 from sendense_hub.jobs.new_point import NewPoint
 from sendense_hub.jobs.snapshot_sweeper import SnapshotSweeper
 from sendense_hub.jobs.workshop import Workshop
@@ -113,7 +114,7 @@ class Runner:
             )
             if live.stop_cause is not None and live.stop_cause.reason == Reason.REASON_SERVICE_STOPPING:
                 raise live.stop_cause  # there is no time for it now
-            await _uncancelled(self._sweeper.sweep(pending))
+            await uncancelled(self._sweeper.sweep(pending))
         except Exception as error:  # noqa: BLE001 - logged by `_ours`
             why = _ours(error, live)
             words = f"A snapshot of this job may be left; its removal will be tried again: {why.message}"
@@ -131,18 +132,6 @@ async def _persistently(write: Callable[[], Awaitable[T]]) -> T:
                 raise
             log.error("a job waits for the catalog: %s", error)
         await asyncio.sleep(_AGAIN_AFTER_S)
-
-
-async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
-    """A cancellation that comes from below, as from a closed gRPC channel, is only an error."""
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.wait({task})
-    finally:
-        task.cancel()
-    if task.cancelled():
-        raise SendenseError(Reason.REASON_TUNNEL_LOST, "a call to the agent was cancelled below the job")
-    task.result()
 
 
 def _ours(error: Exception, live: LiveJob) -> SendenseError:
