@@ -23,6 +23,7 @@ from sendense.agent.v1 import backup_pb2 as pb
 from sendense.agent.v1.agent_service_pb2_grpc import AgentServiceStub, add_AgentServiceServicer_to_server
 from sendense.agent.v1.vcenter_access_pb2 import VcenterAccess
 from sendense_agent.control.jobs import Jobs
+from sendense_agent.control.worker_process import WorkerCommand
 from sendense_agent.datapath import framing
 from sendense_agent.rpc.agent_service import AgentService
 from sendense_agent.worker.channel import unpack
@@ -148,11 +149,12 @@ class Puppets:
 class Agent:
     """The service, its jobs and workers."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, command: WorkerCommand | None = None) -> None:
         self.directory = directory
         self.socket = directory / "grpc.sock"
         self.puppets = Puppets(directory)
-        self.jobs = Jobs(self.puppets.command)
+        self._command = command or self.puppets.command
+        self.jobs = Jobs(self._command)
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -160,7 +162,7 @@ class Agent:
         service = rpc.Service(
             "sendense.agent.v1.AgentService",
             add_AgentServiceServicer_to_server,
-            AgentService("site-a", self.puppets.command, self.jobs),
+            AgentService("site-a", self._command, self.jobs),
         )
         async with rpc.serve(self.socket, [service], stop_grace_s=0.2):
             yield
@@ -172,8 +174,9 @@ class Agent:
 
 
 @contextlib.asynccontextmanager
-async def running_agent(directory: Path) -> AsyncIterator[Agent]:
-    agent = Agent(directory)
+async def running_agent(directory: Path, command: WorkerCommand | None = None) -> AsyncIterator[Agent]:
+    """With workers of the test's, or others."""
+    agent = Agent(directory, command)
     async with agent.puppets.listening():
         try:
             async with agent.serving():

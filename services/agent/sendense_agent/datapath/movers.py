@@ -94,8 +94,10 @@ async def start_mover(order: CopyOrder) -> AsyncIterator[Mover]:
                 async with asyncio.timeout(_STOP_GRACE_S):
                     await child.wait()
     finally:
-        await process.stop(child, grace_s=_STOP_GRACE_S)
-        order.local_socket.unlink(missing_ok=True)
+        try:
+            await process.stop(child, grace_s=_STOP_GRACE_S)
+        finally:
+            order.local_socket.unlink(missing_ok=True)
 
 
 def _in_memory(data: bytes) -> int:

@@ -57,12 +57,16 @@ class Copying:
         copies = [
             asyncio.create_task(self._copy(session, snapshot, plan, by_key[plan.disk.key])) for plan in plans
         ]
+        failed: set[asyncio.Task[None]] = set()
         try:
-            await asyncio.gather(*copies)
+            failed, _ = await asyncio.wait(copies, return_when=asyncio.FIRST_EXCEPTION)
         finally:
+            # Once: a second cancel would tear a copy out of its own clean-up.
             for task in copies:
                 task.cancel()
-            await asyncio.gather(*copies, return_exceptions=True)
+            await asyncio.wait(copies)
+        for task in failed:
+            task.result()
 
     async def _copy(
         self, session: Session, snapshot: Snapshot, plan: DiskPlan, export: pb.DiskExport

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import sys
@@ -33,7 +34,9 @@ def main() -> int:
     configure_logging()
     tune_malloc()
     read, zero = (Extents.from_bytes(_read_all(int(number))) for number in sys.argv[1:3])
-    order = CopyOrder.from_json(sys.stdin.buffer.readline(), read, zero)
+    # Without a buffer: a thread that waits in a buffered file when the process ends makes it abort.
+    orders = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - until the process ends
+    order = CopyOrder.from_json(orders.readline(), read, zero)
     telemetry.configure(_SERVICE, spans_socket=order.telemetry_socket)
     failed = False
     try:
@@ -43,7 +46,7 @@ def main() -> int:
                 f"copy {order.label}", disk=order.disk_key, read=read.total_bytes, zero=zero.total_bytes
             ) as span,
         ):
-            engine_facts = asyncio.run(_copy(order))
+            engine_facts = asyncio.run(_copy(order, orders))
             for name, value in engine_facts.items():
                 span.set_attribute(name, value)
     except SendenseError as error:
@@ -53,11 +56,11 @@ def main() -> int:
     return int(failed)
 
 
-async def _copy(order: CopyOrder) -> dict[str, int]:
+async def _copy(order: CopyOrder, orders: io.FileIO) -> dict[str, int]:
     async with dial(order.tunnel) as tunnel:
         async with tunnel.forward(f"nbd/{order.export_name}", order.local_socket) as forward:
             engine = CopyEngine(order, _tell, tunnel.wire_bytes_sent)
-            threading.Thread(target=_take_commands, args=(engine,), daemon=True).start()
+            threading.Thread(target=_take_commands, args=(engine, orders), daemon=True).start()
             try:
                 await asyncio.to_thread(engine.run)
             except SendenseError as error:
@@ -81,8 +84,8 @@ def _cause(error: SendenseError, tunnel: Tunnel, forward: Forward) -> SendenseEr
     return error
 
 
-def _take_commands(engine: CopyEngine) -> None:
-    for line in sys.stdin.buffer:
+def _take_commands(engine: CopyEngine, orders: io.FileIO) -> None:
+    for line in orders:
         engine.limit(int(json.loads(line)["limit"]))
     os._exit(1)  # whoever ordered the copy is gone
 

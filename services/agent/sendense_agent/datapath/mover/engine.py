@@ -9,6 +9,7 @@ out when the flush has been acknowledged.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 import os
@@ -28,6 +29,8 @@ from sendense_common.errors import SendenseError
 _POLL_MS = 100
 _PROGRESS_EVERY_S = 0.25
 _MOST_RECORDS = 20_000
+# An NBD server speaks first; one that does not is busy with other clients, or hangs.
+_HANDSHAKE_WITHIN_S = 60.0
 
 Read = tuple[int, int]
 Tell = Callable[[pb.RunBackupResponse], None]
@@ -45,10 +48,11 @@ class CopyEngine:
         self._told_at = 0.0
         self._failure: SendenseError | None = None
         self._buffers = [
-            bytearray(pieces.PIECE_BYTES) for _ in range(order.in_flight_bytes // pieces.PIECE_BYTES)
+            memoryview(bytearray(pieces.PIECE_BYTES))
+            for _ in range(max(1, order.in_flight_bytes // pieces.PIECE_BYTES))
         ]
         self._in_flight = 0
-        self._arrived: collections.deque[tuple[bytearray, int, int]] = collections.deque()
+        self._arrived: collections.deque[tuple[memoryview, int, int]] = collections.deque()
         self._acked: list[pb.LedgerRecord] = []
         self._acked_bytes = 0
         self._flushing: list[pb.LedgerRecord] | None = None
@@ -85,13 +89,22 @@ class CopyEngine:
         done.duration.FromNanoseconds(int((time.monotonic() - began) * 1e9))
         self._tell(pb.RunBackupResponse(disk_done=done))
         for handle in (self._source, *self._targets):
-            handle.shutdown()
+            with contextlib.suppress(nbd.Error):  # all is flushed; the hub may have closed it already
+                handle.shutdown()
 
     def _connect(self, socket: str, export_name: str, reason: Reason.ValueType) -> nbd.NBD:
         handle = nbd.NBD()
         handle.set_export_name(export_name)
+        deadline = time.monotonic() + _HANDSHAKE_WITHIN_S
         try:
-            handle.connect_unix(socket)
+            handle.aio_connect_unix(socket)
+            while handle.aio_is_connecting():
+                if time.monotonic() >= deadline:
+                    raise self._error(
+                        reason, "cannot be opened", f"no NBD handshake within {_HANDSHAKE_WITHIN_S:.0f} s"
+                    )
+                handle.poll(_POLL_MS)
+                self._tell_progress()
         except nbd.Error as error:
             raise self._error(reason, "cannot be opened", error.string) from error
         size = handle.get_size()
@@ -137,7 +150,7 @@ class CopyEngine:
 
     def _read(self, offset: int, length: int) -> None:
         buffer = self._buffers.pop()
-        into = buffer if length == len(buffer) else bytearray(length)
+        into = buffer[:length]
 
         def completed(error: nbd.ctypes.c_int) -> int:
             self._in_flight -= 1
@@ -145,7 +158,7 @@ class CopyEngine:
                 self._fail(Reason.REASON_SOURCE_READ_FAILED, f"cannot be read at byte {offset}", error.value)
             else:
                 self._progress.read_bytes += length
-                self._arrived.append((into, offset, length))
+                self._arrived.append((buffer, offset, length))
             return 1
 
         self._in_flight += 1
@@ -153,9 +166,9 @@ class CopyEngine:
             lambda: self._source.aio_pread(into, offset, completed), Reason.REASON_SOURCE_READ_FAILED, offset
         )
 
-    def _take(self, buffer: bytearray, offset: int, length: int) -> None:
+    def _take(self, buffer: memoryview, offset: int, length: int) -> None:
         """What was read without an error: writes what is data, and zeroes where they must be written."""
-        view = memoryview(buffer)[:length]
+        view = buffer[:length]
         parts = list(pieces.runs(view, offset))
         pending = len(parts)
 
@@ -163,9 +176,7 @@ class CopyEngine:
             nonlocal pending
             pending -= 1
             if not pending:
-                self._buffers.append(
-                    buffer if len(buffer) == pieces.PIECE_BYTES else bytearray(pieces.PIECE_BYTES)
-                )
+                self._buffers.append(buffer)
 
         for start, size, zero in parts:
             if not zero:

@@ -14,7 +14,7 @@ GRAIN_BYTES = 64 * 1024
 ZERO_BYTES = 1024 * 1024 * 1024
 """Largest request for zeroes; QEMU refuses 4 GiB and more."""
 
-_ZEROES = bytes(PIECE_BYTES)
+_ZEROES = bytes(GRAIN_BYTES)
 
 
 def reads(extents: Extents) -> Iterator[tuple[int, int]]:
@@ -39,7 +39,8 @@ def zeroes(extents: Extents) -> Iterator[tuple[int, int]]:
 
 def is_zero(data: memoryview) -> bool:
     """Whether every byte is zero."""
-    return data == memoryview(_ZEROES)[: len(data)]
+    # Of bytes, for two memoryviews are compared item by item: thirty times slower.
+    return data.tobytes() == (_ZEROES if len(data) == GRAIN_BYTES else bytes(len(data)))
 
 
 def runs(data: memoryview, offset_bytes: int) -> Iterator[tuple[int, int, bool]]:
