@@ -310,20 +310,21 @@ class Api:
             return await self.process.wait()
 
 
+def api_command(world: World, *options: str) -> list[str]:
+    """As the supervisor starts it."""
+    return [
+        *(sys.executable, "-m", "sendense_hub.api"),
+        *("--state", str(world.paths.state), "--run", str(world.paths.run)),
+        *("--credentials-run", str(world.credentials.run)),
+        *options,
+    ]
+
+
 @contextlib.asynccontextmanager
-async def api_of(world: World, *options: str, env: dict[str, str] | None = None) -> AsyncIterator[Api]:
+async def api_of(world: World, *options: str) -> AsyncIterator[Api]:
     """`python -m sendense_hub.api`, ready."""
     with (world.paths.state / "api.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "sendense_hub.api",
-            *("--state", str(world.paths.state), "--run", str(world.paths.run)),
-            *("--credentials-run", str(world.credentials.run)),
-            *options,
-            stderr=log,
-            env={**os.environ, **(env or {})},
-        )
+        process = await asyncio.create_subprocess_exec(*api_command(world, *options), stderr=log)
     try:
         await rpc.wait_healthy(world.paths.api_socket, timeout_s=WITHIN_S, what="the API")
         async with rpc.connect(world.paths.api_socket) as channel:

@@ -155,8 +155,8 @@ class BackupStream:
 async def _sent(outbox: _Outbox) -> AsyncIterator[pb.RunBackupRequest]:
     """What goes out, to the None.
 
-    gRPC's own `write` cannot be used: it leaves a task behind on each stream that breaks, and its failure takes
-    the place of the stream's status.
+    gRPC's own `write` cannot be used: it leaves a task behind on each stream that breaks, and its failure
+    takes the place of the stream's status.
     """
     while (request := await outbox.get()) is not None:
         yield request
