@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from tests.e2e.kit import MIB, Lab, World, data, until
 
 pytestmark = pytest.mark.e2e
 
+_GRPCURL = str(Path(sys.executable).with_name("grpcurl"))
+
 
 def _grpcurl(socket: Path, *arguments: str) -> Any:
     return subprocess.run(
-        ["grpcurl", "-plaintext", "-unix", *arguments[:-1], str(socket), *arguments[-1:]],
+        [_GRPCURL, "-plaintext", "-unix", *arguments[:-1], str(socket), *arguments[-1:]],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
@@ -42,7 +45,7 @@ def test_ff07_grpcurl_lists_describes_and_calls(
     listed = _grpcurl(socket, "list")
     assert service in listed.stdout.split(), listed.stderr
     described = subprocess.run(
-        ["grpcurl", "-plaintext", "-unix", str(socket), "describe", service],
+        [_GRPCURL, "-plaintext", "-unix", str(socket), "describe", service],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert f"rpc {method} " in described.stdout

@@ -48,8 +48,10 @@ def test_a_backup_is_one_tree_from_the_command_to_the_mover(shared_world: World,
     assert [each for each in ancestors(mover) if not each.startswith("/")] == [
         "copy", f"agent: backup of {name}", f"backup of {name}", f"sendense backup start {name}",
     ]  # fmt: skip
-    (opened,) = (span for span in spans if span["name"] == "open credential")
-    assert (opened["service"], f"log in to {lab.name}" in ancestors(opened)) == ("sendense-credentials", True)
+    opened = [span for span in spans if span["name"] == "open credential"]
+    assert {span["service"] for span in opened} == {"sendense-credentials"}
+    # The one is of looking for the VM, the other of the backup itself.
+    assert any(f"agent: backup of {name}" in ancestors(span) for span in opened)
     drawn = shared_world.run("job", "trace", job["job_id"]).stdout
     assert f"backup of {name}" in drawn
     assert "└─" in drawn

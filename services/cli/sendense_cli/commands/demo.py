@@ -11,8 +11,6 @@ import typer
 
 from sendense_cli.exits import Exit
 from sendense_cli.session import console
-from sendense_lab.client import LabError
-from sendense_lab.demo import DemoError, DemoOptions, run_demo
 
 
 def demo(
@@ -31,6 +29,10 @@ def demo(
 
     Example: sendense demo
     """
+    # The lab brings a vCenter along; nothing else that the command does needs it.
+    from sendense_lab.client import LabError  # noqa: PLC0415
+    from sendense_lab.demo import DemoError, DemoOptions, run_demo  # noqa: PLC0415
+
     try:
         ok = asyncio.run(run_demo(DemoOptions(output.absolute(), directory.absolute(), keep), console))
     except (DemoError, LabError) as error:
