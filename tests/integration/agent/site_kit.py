@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.agent.kit import WITHIN_S, Agent, Stream, open_stream, running_agent, start
-from tests.integration.credentials.kit import PASSWORD, USERNAME, Service
+from tests.integration.credentials.kit import PASSWORD, Service
 from tests.integration.datapath.kit import as_raw, new_layer, qemu_nbd
 from tests.integration.tunnel.kit import Hub, running_hub, until
 
@@ -53,6 +53,7 @@ class Site:
     hub: Hub
     stub: AgentServiceStub
     directory: Path
+    counted_before: dict[str, int]
     layers: dict[int, Path] = field(default_factory=dict)
 
     async def access(
@@ -76,6 +77,11 @@ class Site:
         wanted = start(**changes)
         return Backup(self, wanted, await open_stream(self.stub, wanted))
 
+    async def counters(self) -> dict[str, int]:
+        """What the vCenter has counted in this test; see `LabClient.counters`."""
+        now = await self.lab.counters()
+        return {name: count - self.counted_before.get(name, 0) for name, count in now.items()}
+
     async def snapshots(self, vm: LabMachine) -> list[str]:
         return [each["description"] for each in await self.lab.snapshots(vm.name)]
 
@@ -83,7 +89,7 @@ class Site:
         """No snapshot, session, process, socket or certificate."""
         assert await self.snapshots(vm) == []
         await until(lambda: not processes_of(self.paths.run), "no process of the agent runs", WITHIN_S)
-        assert (await self.lab.counters())["sessions"] == 0
+        assert (await self.counters())["sessions"] == 0
         left = [
             each.name for place in (self.paths.exports_dir, self.paths.run / "n") for each in place.glob("*")
         ]
@@ -172,14 +178,16 @@ class Backup:
 
 
 @contextlib.asynccontextmanager
-async def running_site(directory: Path, credentials: Service) -> AsyncIterator[Site]:
-    """Until the block ends."""
+async def running_site(directory: Path, credentials: Service, lab: LabClient) -> AsyncIterator[Site]:
+    """Until the block ends. Only the vCenter and the credentials service were there before."""
     name = f"site-{uuid.uuid4().hex[:8]}"  # the credentials service knows each by its keys
     paths = AgentPaths(private_dir(directory / "a"), private_dir(directory / "a" / "run"))
-    async with (
-        LabClient.start(directory / "lab", username=USERNAME, password=PASSWORD) as lab,
-        running_hub(private_dir(directory / "h")) as hub,
-    ):
+    await lab.command("clear_faults")
+    for method in ("ReconfigVM_Task", "CreateSnapshot_Task", "RemoveSnapshot_Task"):
+        await lab.command("delay_task", method=method, seconds=0)
+    await lab.command("expire_sessions")
+    counted = await lab.counters()
+    async with running_hub(private_dir(directory / "h")) as hub:
         tunnel = hub.enrol(name, "ssh")
         config = AgentConfig(name, tunnel.host, tunnel.port, tunnel.hub_host_key)
         config.save(paths)
@@ -189,4 +197,4 @@ async def running_site(directory: Path, credentials: Service) -> AsyncIterator[S
         await credentials.register(name, ensure_agent_keys(paths.lease_keys_file))
         paths.credentials_socket.symlink_to(credentials.paths.agents_socket)
         async with running_agent(directory, worker_command(paths)) as agent, agent.stub() as stub:
-            yield Site(name, agent, paths, lab, credentials, hub, stub, directory)
+            yield Site(name, agent, paths, lab, credentials, hub, stub, directory, counted)

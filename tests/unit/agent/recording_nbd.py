@@ -50,6 +50,7 @@ class World:
     def __post_init__(self) -> None:
         self.durable = bytearray(self.target)
         self.handles: list[Handle] = []
+        self.eagerness = self.dice.choice([0.0, 0.2, 0.9])
 
 
 class Handle:
@@ -112,7 +113,7 @@ class Handle:
         world.asked.append((request.kind, request.offset, request.length))
         self._pending.append(request)
         os.eventfd_write(self._event, 1)
-        if world.dice.random() < 0.2:
+        if world.dice.random() < world.eagerness:
             self._finish(1)  # libnbd may go on with its work in any call
 
     def aio_pread(self, into: Any, offset: int, completed: Any) -> None:
