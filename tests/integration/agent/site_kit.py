@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import uuid
@@ -81,6 +82,12 @@ class Site:
         """What the vCenter has counted in this test; see `LabClient.counters`."""
         now = await self.lab.counters()
         return {name: count - self.counted_before.get(name, 0) for name, count in now.items()}
+
+    async def called(self, method: str) -> None:
+        """Returns when a method of the vCenter's was called in this test."""
+        async with asyncio.timeout(WITHIN_S):
+            while not (await self.counters()).get(f"call {method}"):  # noqa: ASYNC110 - of another process
+                await asyncio.sleep(0.02)
 
     async def snapshots(self, vm: LabMachine) -> list[str]:
         return [each["description"] for each in await self.lab.snapshots(vm.name)]

@@ -120,11 +120,11 @@ async def held(site: Site, vm: LabMachine, phase: pb.AgentPhase.ValueType) -> Ba
         case pb.AGENT_PHASE_PREFLIGHT:
             await site.lab.command("delay_task", method="ReconfigVM_Task", seconds=0.7)
             backup = await site.begin(vm)
-            await _called(site, "ReconfigVM_Task")
+            await site.called("ReconfigVM_Task")
         case pb.AGENT_PHASE_SNAPSHOT:
             await site.lab.command("delay_task", method="CreateSnapshot_Task", seconds=0.7)
             backup = await site.begin(vm)
-            await _called(site, "CreateSnapshot_Task")
+            await site.called("CreateSnapshot_Task")
             assert await site.snapshots(vm) == []
         case _:
             backup = await site.begin(vm)
@@ -136,12 +136,6 @@ async def held(site: Site, vm: LabMachine, phase: pb.AgentPhase.ValueType) -> Ba
 async def _silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
     writer.close()
-
-
-async def _called(site: Site, method: str) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not (await site.counters()).get(f"call {method}"):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 BEFORE_COPY = [pb.AGENT_PHASE_LOGIN, pb.AGENT_PHASE_PREFLIGHT, pb.AGENT_PHASE_SNAPSHOT, pb.AGENT_PHASE_PLAN]

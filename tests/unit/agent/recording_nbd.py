@@ -41,6 +41,8 @@ class World:
     target: bytearray
     dice: random.Random
     fail: Callable[[Request], bool] = lambda request: False
+    refuse: str = ""
+    """Kind of request that cannot even be sent."""
     durable: bytearray = field(default_factory=bytearray)
     """What a crash of the server would leave: only what was written before a flush was sent, and flushed."""
     asked: list[tuple[str, int, int]] = field(default_factory=list)
@@ -110,6 +112,8 @@ class Handle:
 
     def _ask(self, request: Request) -> None:
         world = self.world
+        if request.kind == world.refuse:
+            raise Error
         world.asked.append((request.kind, request.offset, request.length))
         self._pending.append(request)
         os.eventfd_write(self._event, 1)
