@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sendense.agent.v1 import backup_pb2 as agent
+from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import job_pb2 as pb
+from sendense_common.errors import SendenseError
+from sendense_hub.jobs import job_changes
+from sendense_hub.jobs.board import Change, end
+
+pytestmark = pytest.mark.unit
+
+KEYS = [2000, 2001, 2002]
+SKIPPED = 2002
+COUNTERS = ("read_bytes", "copied_bytes", "zero_bytes", "wire_bytes")
+
+counted = st.builds(
+    agent.DiskProgress,
+    disk_key=st.sampled_from([*KEYS, 4711]),
+    **dict.fromkeys(COUNTERS, st.integers(0, 2**62)),
+)
+changes: st.SearchStrategy[Change] = st.one_of(
+    st.sampled_from([job_changes.start, job_changes.begin_commit]),
+    st.sampled_from(pb.JobPhase.values()).map(job_changes.enter),
+    st.builds(
+        job_changes.progress,
+        st.lists(counted, max_size=3).map(lambda disks: agent.BackupProgress(disks=disks)),
+        st.floats(0, 1e6),
+    ),
+    counted.map(
+        lambda one: job_changes.disk_done(agent.DiskDone(progress=one, duration=Duration(seconds=5)))
+    ),
+    st.just(job_changes.has_point("p")),
+    st.just(job_changes.warn("c", "m", 2000)),
+)
+
+
+def planned() -> pb.Job:
+    job = pb.Job(state=pb.JOB_STATE_RUNNING, phase=pb.JOB_PHASE_SNAPSHOT)
+    job_changes.plan(
+        agent.BackupPlan(
+            vm_name="web",
+            quiesce_result="quiesced",
+            disks=[agent.PlannedDisk(key=key, mode=agent.DISK_MODE_FULL) for key in KEYS if key != SKIPPED],
+            skipped_disks=[agent.SkippedDisk(key=SKIPPED, reason="independent")],
+        )
+    )(job)
+    return job
+
+
+@given(st.lists(changes, max_size=20))
+def test_phases_counters_and_disks_never_go_backwards(steps: list[Change]):
+    job = planned()
+    for step in steps:
+        before = pb.Job()
+        before.CopyFrom(job)
+        step(job)
+        assert job.phase >= before.phase
+        assert job.attempt >= before.attempt
+        assert len(job.warnings) >= len(before.warnings)
+        assert len(job.disks) == len(KEYS)
+        for old, new in zip(before.disks, job.disks, strict=True):
+            assert new.key == old.key
+            assert new.state >= old.state
+            for name in COUNTERS:
+                assert getattr(new, name) >= getattr(old, name)
+            if old.state == pb.DISK_STATE_COPIED:
+                assert new == old, "what was said of a finished disk stands"
+
+
+@given(st.lists(changes, max_size=20))
+def test_a_skipped_disk_stays_skipped(steps: list[Change]):
+    job = planned()
+    (was,) = (disk for disk in job.disks if disk.key == SKIPPED)
+    before = pb.JobDisk()
+    before.CopyFrom(was)
+    for step in steps:
+        step(job)
+    assert [disk for disk in job.disks if disk.key == SKIPPED] == [before]
+
+
+def test_a_plan_tells_why_each_disk_is_copied_or_not():
+    job = planned()
+    assert [(disk.key, disk.state, disk.mode, disk.mode_reason) for disk in job.disks] == [
+        (2000, pb.DISK_STATE_PENDING, "full", ""),
+        (2001, pb.DISK_STATE_PENDING, "full", ""),
+        (2002, pb.DISK_STATE_SKIPPED, "", "independent"),
+    ]
+    assert (job.phase, job.vm_name, job.quiesce_result) == (pb.JOB_PHASE_LAYERS, "web", "quiesced")
+
+
+def test_an_unknown_mode_can_be_shown():
+    job = pb.Job()
+    job_changes.plan(agent.BackupPlan(disks=[agent.PlannedDisk(key=1, mode=9)]))(job)  # type: ignore[arg-type]
+    assert job.disks[0].mode == ""
+
+
+def test_the_commit_of_a_cancelled_job_does_not_begin():
+    job = pb.Job(state=pb.JOB_STATE_CANCELLING, phase=pb.JOB_PHASE_COPY)
+    with pytest.raises(SendenseError) as cancelled:
+        job_changes.begin_commit(job)
+    assert cancelled.value.reason == Reason.REASON_CANCELLED
+    assert job.phase == pb.JOB_PHASE_COPY
+
+
+def test_a_cancelled_job_does_not_run_again_when_its_turn_comes():
+    job = pb.Job(state=pb.JOB_STATE_CANCELLING)
+    job_changes.start(job)
+    assert job.state == pb.JOB_STATE_CANCELLING
+
+
+def test_an_ended_job_keeps_where_it_ended():
+    job = planned()
+    end(job, pb.JOB_STATE_FAILED, SendenseError(Reason.REASON_SNAPSHOT_LOST, "gone"))
+    assert (job.phase, job.ended_in_phase) == (pb.JOB_PHASE_DONE, pb.JOB_PHASE_LAYERS)
+    assert job.failure.reason == Reason.REASON_SNAPSHOT_LOST
+    assert job.HasField("end_time")
+    end(job, pb.JOB_STATE_FAILED)
+    assert job.ended_in_phase == pb.JOB_PHASE_LAYERS
