@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several disks at once: the rate is shared, the first failure counts, every copy cleans up."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from typing import Any
+
+import pytest
+
+from sendense.agent.v1 import backup_pb2 as pb
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.worker.copying import Copying
+from sendense_common.errors import SendenseError
+
+pytestmark = pytest.mark.unit
+
+KEYS = (2000, 2001, 2002)
+
+
+class Disks(Copying):
+    """Three copies that wait; how they end is the test's."""
+
+    def __init__(self) -> None:
+        async def say(event: pb.RunBackupResponse) -> None: ...
+
+        super().__init__(None, "job", "web", say)  # type: ignore[arg-type]
+        self.failing: dict[int, SendenseError] = {}
+        self.fail_now = asyncio.Event()
+        self.running: set[int] = set()
+        self.cleaned: set[int] = set()
+
+    async def _copy(self, session: Any, snapshot: Any, plan: Any, export: Any) -> None:
+        self.running.add(plan.disk.key)
+        try:
+            if plan.disk.key in self.failing:
+                await self.fail_now.wait()
+                raise self.failing[plan.disk.key]
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(5):  # as ending a process takes a while
+                await asyncio.sleep(0)
+            self.cleaned.add(plan.disk.key)
+
+    async def copy_all(self) -> None:
+        plans: Any = [
+            types.SimpleNamespace(disk=types.SimpleNamespace(key=key, label="d", capacity_bytes=512))
+            for key in KEYS
+        ]
+        exports = [pb.DiskExport(disk_key=key, export_name=f"e{key}", capacity_bytes=512) for key in KEYS]
+        await self.run(None, None, plans, pb.OpenExports(exports=exports))  # type: ignore[arg-type]
+
+
+async def test_a_cancel_lets_every_copy_finish_its_clean_up():
+    disks = Disks()
+    copying = asyncio.create_task(disks.copy_all())
+    while len(disks.running) < len(KEYS):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    copying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(copying, 5)
+    assert disks.cleaned == set(KEYS)
+
+
+async def test_the_first_failure_ends_the_others_and_is_the_one_that_is_told():
+    disks = Disks()
+    disks.failing[2001] = SendenseError(Reason.REASON_SOURCE_READ_FAILED, "first", disk=2001)
+    copying = asyncio.create_task(disks.copy_all())
+    while len(disks.running) < len(KEYS):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    disks.fail_now.set()
+    with pytest.raises(SendenseError, match="first"):
+        await asyncio.wait_for(copying, 5)
+    assert disks.cleaned == set(KEYS)
+
+
+class Listening:
+    """A mover that takes a limit, and what happens meanwhile."""
+
+    def __init__(self, copying: Copying, key: int) -> None:
+        self.limits: list[int] = []
+        self._copying = copying
+        self._key = key
+
+    async def limit(self, bytes_per_second: int) -> None:
+        self.limits.append(bytes_per_second)
+        await asyncio.sleep(0)
+        self._copying._movers.clear()  # all disks were done just now
+
+
+async def test_a_rate_is_shared_by_those_that_run_also_when_they_end_meanwhile():
+    copying = Disks()
+    movers = [Listening(copying, key) for key in KEYS]
+    copying._movers = dict(zip(KEYS, movers, strict=True))  # type: ignore[arg-type]
+    await copying.limit(30)
+    assert [mover.limits for mover in movers] == [[10], [10], [10]]
+    copying._movers = dict(zip(KEYS, movers, strict=True))  # type: ignore[arg-type]
+    await copying.limit(2)  # 0 would be no limit at all
+    copying._movers = dict(zip(KEYS, movers, strict=True))  # type: ignore[arg-type]
+    await copying.limit(0)
+    assert [mover.limits for mover in movers] == [[10, 1, 0]] * 3
