@@ -102,7 +102,8 @@ class Wire:
         self.connections += 1
         if self.refuse:
             self.refuse -= 1
-            writer.transport.abort()
+            await reader.read(65536)  # else the end is a reset, at which Python's ssl leaks the socket
+            writer.close()
             return
         there, back = await asyncio.open_connection("127.0.0.1", self.to_port)
         mine = {writer, back}

@@ -270,6 +270,8 @@ def _web_page(lab: LabClient, status: int) -> Iterator[int]:
     """Port of an HTTPS server with the lab's certificate, and a page of its own for everything."""
 
     class Page(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             page = b"<html><body>Please log in<br></body></html>"

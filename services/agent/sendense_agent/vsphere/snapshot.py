@@ -29,6 +29,10 @@ _GONE = "vmodl.fault.ManagedObjectNotFound"
 _ONLY_OF_THE_ANSWER = {Reason.REASON_VSPHERE_FAULT, Reason.REASON_CBT_INCONSISTENT}
 
 
+# What another try to remove may not meet again; nothing is lost by trying, for gone is fine too.
+_MAY_PASS = {Reason.REASON_VSPHERE_FAULT, Reason.REASON_VCENTER_UNREACHABLE}
+
+
 class ChangeIdRejectedError(Exception):
     """vSphere cannot say what changed since a change ID: the disk must be read in full."""
 
@@ -166,7 +170,7 @@ class Snapshot:
                 await self._remove()
                 break
             except SendenseError as error:
-                if error.reason != Reason.REASON_VSPHERE_FAULT:
+                if error.reason not in _MAY_PASS:
                     raise
                 log.warning("%s; trying again", error)
                 await asyncio.sleep(pause_s)

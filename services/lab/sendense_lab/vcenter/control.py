@@ -98,6 +98,10 @@ class Commands:
         """Tasks of a method take so much longer, also those that run; 0 lets them end."""
         self._vcenter.registry.task_delays_s[method] = seconds
 
+    def running_tasks(self) -> list[str]:
+        """Methods whose tasks have not ended."""
+        return self._vcenter.registry.running_tasks()
+
     def set(self, **settings: Any) -> None:
         """Any of the settings below, by name."""
         datacenter = self._vcenter.datacenter

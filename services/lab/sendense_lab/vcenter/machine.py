@@ -17,7 +17,7 @@ from sendense_lab.vcenter.disk import DiskFiles
 from sendense_lab.vcenter.inventory import Datacenter
 from sendense_lab.vcenter.objects import ManagedObject
 from sendense_lab.vcenter.snapshot import Snapshot
-from sendense_lab.vcenter.soap import invalid_argument, make
+from sendense_lab.vcenter.soap import invalid_argument, make, now
 from sendense_lab.vcenter.virtual_disk import Disk, DiskSpec
 
 _DEVICE = vim.vm.device
@@ -52,6 +52,7 @@ class Machine(ManagedObject):
         self.bios_uuid = str(uuid.uuid4())
         self.tracking = False
         self.power = "poweredOn"
+        self._made_at = now()
         self.template = False
         self.consolidation_needed = False
         self.snapshots: list[Snapshot] = []
@@ -149,6 +150,7 @@ class Machine(ManagedObject):
             firmware="efi",
             template=self.template,
             changeVersion="1",
+            modified=self._made_at,
             changeTrackingEnabled=self.tracking,
             files=vim.vm.FileInfo(
                 vmPathName=f"[{store}] {self._folder}/{file}.vmx",

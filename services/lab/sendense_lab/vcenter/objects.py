@@ -40,6 +40,8 @@ class Registry:
         """What a task of a method is to fail with, if it is."""
         self.objects_per_page = 100
         """Objects in one answer of the PropertyCollector, at most."""
+        self._methods: dict[str, str] = {}
+        """Of tasks, by object ID."""
         self._busy: dict[str, str] = {}
         """By object ID: the task that has it to itself."""
 
@@ -73,6 +75,10 @@ class Registry:
         with self._changed:
             return self._changed.wait_for(lambda: self._generation != generation, max(0.0, timeout_s))
 
+    def running_tasks(self) -> list[str]:
+        """Methods whose tasks have not ended."""
+        return [self._methods[task] for task in self._busy.values()]
+
     def start_task(self, entity: ManagedObject, method: str, work: Callable[[], Any]) -> Any:
         """Runs `work` in a thread as a task of vSphere; gives the task's reference.
 
@@ -100,6 +106,7 @@ class Registry:
         )
         task.properties["info"] = info
         self._busy[entity.moid] = task.moid
+        self._methods[task.moid] = method
         recent = entity.properties.setdefault("recentTask", [])
         recent.append(task.reference)
         del recent[:-_RECENT_TASKS]
