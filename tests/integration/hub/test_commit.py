@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,36 @@ async def test_a_job_is_cancelled_in_the_copy(hub: Hub):
     assert ended.ended_in_phase == pb.JOB_PHASE_COPY
     assert hub.agent.job.count("cancel") == 1
     assert hub.agent.job.acked == hub.agent.job.events[-1].seq
+
+
+async def test_an_agent_that_speaks_of_the_end_too_early_does_not_keep_a_job_from_being_cancelled(hub: Hub):
+    async def script(job: ScriptedJob) -> None:
+        await job.phase(agent.AGENT_PHASE_REMOVE_SNAPSHOT)
+        await asyncio.Event().wait()
+
+    hub.agent.script = script
+    job, task = await hub.begin()
+    await until(lambda: hub.agent.jobs and hub.agent.job.acked == 1, "the agent works")
+    assert (await cancelled(hub, job, task)).ended_in_phase == pb.JOB_PHASE_PREPARE
+
+
+async def test_field_09_every_child_is_waited_for(hub: Hub):
+    async def script(job: ScriptedJob) -> None:
+        (export,) = await job.snapshot_and_plan(plan_of())
+        (child,) = qemu_nbd_of(job.exports_dir)
+        os.kill(child, signal.SIGKILL)
+        await job.fail(Reason.REASON_TARGET_WRITE_FAILED, message=export.export_name)
+
+    hub.agent.script = script
+    job = await hub.run()
+    assert job.failure.reason == Reason.REASON_TARGET_WRITE_FAILED
+    await hub.assert_nothing_left()
+    dead = [
+        words
+        for words in (path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists())
+        if words.rpartition(")")[2].split()[:2] == ["Z", str(os.getpid())] and "qemu-nbd" in words
+    ]
+    assert dead == []
 
 
 async def test_a_job_is_cancelled_while_its_agent_says_nothing_any_more(

@@ -8,6 +8,7 @@ import sqlite3
 import uuid
 from pathlib import Path
 
+import grpc
 import pytest
 from tests.integration.hub.kit import Api, World, api_command, api_of, hub_of, qemu_nbd_of, until
 from tests.integration.hub.scripted_agent import ScriptedJob, backup, plan_of
@@ -163,6 +164,25 @@ async def test_a_client_that_hangs_up_leaves_no_job_without_a_turn(world: World)
         assert ended.state == pb.JOB_STATE_SUCCEEDED, ended.failure
         found = (await api.jobs.ListJobs(job_service_pb2.ListJobsRequest())).jobs
         assert [each.job_id for each in found] == [job.job_id]
+
+
+async def test_a_connection_that_closes_leaves_no_workflow_pending(world: World):
+    """The engine takes a CancelledError from a closed channel for a workflow that goes on elsewhere."""
+
+    async def script(job: ScriptedJob) -> None:
+        await job.snapshot_and_plan(plan_of())
+        world.agent.jobs.pop(job.start.job_id)
+        await job.drop(grpc.StatusCode.CANCELLED)
+
+    world.agent.script = script
+    async with api_of(world) as api:
+        await api.register()
+        job = await api.start_backup()
+        ended = await api.ended(job.job_id)
+        assert (ended.state, ended.failure.reason) == (pb.JOB_STATE_FAILED, Reason.REASON_JOB_LOST)
+        await until(lambda: workflows(world)[job.job_id] == "SUCCESS", "the queue is done with it")
+        assert files(world) == []
+        assert qemu_nbd_of(world.paths.exports_dir) == []
 
 
 async def test_a_cancelled_queued_job_never_runs(world: World):

@@ -9,13 +9,15 @@ from typing import NoReturn
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
-from sendense_hub.catalog import Catalog, cleanups, vcenters
+from sendense_hub.catalog import Catalog, cleanups, jobs, vcenters
 from sendense_hub.catalog.cleanups import PendingCleanup
 from sendense_hub.clients.sites import Sites
+from sendense_hub.domain.job_rules import ACTIVE
 
 log = logging.getLogger(__name__)
 
 _EVERY_S = 60.0
+_MANY = 10_000
 
 
 class SnapshotSweeper:
@@ -75,13 +77,21 @@ class SnapshotSweeper:
 
     async def _round(self) -> None:
         for pending in await self._catalog.run(cleanups.listed):
-            if await self._is_refused(pending):
+            if await self._is_refused(pending) or await self._is_busy(pending):
                 continue
             try:
                 await self.sweep(pending)
                 log.info("nothing is left of job %s of VM %s", pending.job_id, pending.vm_name)
             except SendenseError as error:
                 log.warning("cleaning up after job %s: %s", pending.job_id, error)
+
+    async def _is_busy(self, pending: PendingCleanup) -> bool:
+        """Whether a job of this VM runs or waits: it removes dead snapshots before it makes its own."""
+        active = await self._catalog.run(
+            lambda connection: jobs.listed(connection, states=sorted(ACTIVE), limit=_MANY)
+        )
+        machine = (pending.vcenter_name, pending.vm_instance_uuid)
+        return any((job.vcenter_name, job.vm_instance_uuid) == machine for job in active)
 
     async def _is_refused(self, pending: PendingCleanup) -> bool:
         known = await self._catalog.run(vcenters.listed)
