@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import urllib.error
 import urllib.parse
@@ -63,7 +64,14 @@ async def fetch(session: Session, url: str, what: str) -> bytes | None:
         request = urllib.request.Request(url, headers={"Cookie": session.cookie()})  # noqa: S310 - https
         try:
             with opener.open(request, timeout=_TIMEOUT_S) as answer:
-                return bytes(answer.read(_MOST_BYTES))
+                data: bytes = answer.read(_MOST_BYTES)
+                if answer.length and len(data) == _MOST_BYTES:
+                    raise SendenseError(
+                        Reason.REASON_SOURCE_READ_FAILED, f"{what} has more than {_MOST_BYTES} bytes"
+                    )
+                if answer.length:  # reading a number of bytes does not tell by itself that it broke off
+                    raise http.client.IncompleteRead(data, answer.length)
+                return data
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == 404:
