@@ -9,14 +9,16 @@ from collections.abc import Iterator
 
 import grpc
 from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -81,29 +83,43 @@ class _Lines:
             console.print(f"{words.short(job.job_id)} {job.vm_name}: {now}", highlight=False)
 
 
-class _Bars:
-    """For a terminal: one bar per disk."""
+class _Rate(ProgressColumn):
+    """In the unit that all our tables have."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._phase = progress.add_task("", total=None, visible=True, phase="")
+    def render(self, task: Task) -> Text:
+        """As "93.1 MiB/s"."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{words.rate(speed, 1)} MiB/s" if speed else "", style="progress.data.speed")
+
+
+class _Bars:
+    """For a terminal: the phase, and one bar per disk."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._progress = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=30),
+            DownloadColumn(binary_units=True),
+            _Rate(),
+            TimeRemainingColumn(compact=True),
+            auto_refresh=False,
+        )
         self._tasks: dict[int, TaskID] = {}
 
     def show(self, job: pb.Job) -> None:
         """Moves the bars."""
-        self._progress.update(
-            self._phase, description=f"[bold]{job.vm_name}[/] {words.phase(job.phase)}", completed=0
-        )
         for disk in job.disks:
             if disk.state == pb.DISK_STATE_SKIPPED:
                 continue
-            if disk.key not in self._tasks:
-                self._tasks[disk.key] = self._progress.add_task(
-                    f"  {disk.label} ({disk.mode})", total=max(1, disk.planned_read_bytes)
-                )
-            done = disk.state == pb.DISK_STATE_COPIED
             total = max(1, disk.planned_read_bytes)
+            if disk.key not in self._tasks:
+                self._tasks[disk.key] = self._progress.add_task(f"{disk.label} ({disk.mode})", total=total)
+            done = disk.state == pb.DISK_STATE_COPIED
             self._progress.update(self._tasks[disk.key], completed=total if done else disk.read_bytes)
+        head = Text.assemble((job.vm_name, "bold"), f"  {words.phase(job.phase)}")
+        head.append(f"  {words.duration(words.elapsed_s(job))}", style="dim")
+        self._live.update(Group(head, self._progress) if self._tasks else head, refresh=True)
 
 
 @contextlib.contextmanager
@@ -113,16 +129,9 @@ def _display(session: Session) -> Iterator[_Silent | _Lines | _Bars]:
     elif not console.is_terminal:
         yield _Lines()
     else:
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=Console(file=sys.stderr),
-        )
-        with progress:
-            yield _Bars(progress)
+        # Gone at the end: the summary that follows says it all.
+        with Live(console=Console(file=sys.stderr), transient=True) as live:
+            yield _Bars(live)
 
 
 def summary(job: pb.Job) -> Group:

@@ -123,7 +123,7 @@ def check(name: Name, state: State = DEFAULT_STATE, as_json: Json = False) -> No
     async def work() -> None:
         async with session.hub() as hub:
             answer = await VcenterServiceStub(hub).TestVcenter(pb.TestVcenterRequest(name=name))
-        session.answer(answer, f"{name} works: {answer.full_name} ({answer.instance_uuid})")
+        session.answer(answer, f"{name} works: {answer.full_name}")
 
     session.run(work())
 

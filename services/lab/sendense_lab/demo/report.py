@@ -16,15 +16,10 @@ _COLUMNS = ("DISK", "CAPACITY", "READ", "CHANGED", "ON WIRE", "SECONDS", "MiB/s"
 _LEFT = {"DISK", "SHA-256", "SAME"}
 
 
-def table(mode: str, disks: Sequence[Mapping[str, Any]]) -> Table:
+def proofs(console: Console, mode: str, disks: Sequence[Mapping[str, Any]]) -> None:
     """One backup's disks, a line each; sizes in MiB."""
-    made = Table(
-        title=f"{mode} backup (sizes in MiB; SAME: every restored byte is what the disk held)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
+    console.print(f"\n{mode} backup, sizes in MiB; SAME: every restored byte is what the disk held")
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for column in _COLUMNS:
         made.add_column(column, justify="left" if column in _LEFT else "right", no_wrap=True)
     for disk in disks:
@@ -39,7 +34,7 @@ def table(mode: str, disks: Sequence[Mapping[str, Any]]) -> Table:
             f"{disk['sha256'][:_DIGEST_SHOWN]}…",
             "[green]yes[/]" if disk["identical"] else "[bold red]NO[/]",
         )
-    return made
+    console.print(made)
 
 
 def verdict(console: Console, facts: Mapping[str, Any], output: Path) -> None:
@@ -51,8 +46,14 @@ def verdict(console: Console, facts: Mapping[str, Any], output: Path) -> None:
     else:
         text = "[bold red]Not all is as it should be.[/]"
     console.print(
-        f"\n{text} {facts['seconds']:.0f} s; the facts are in {output}", soft_wrap=True, highlight=False
+        f"\n{text} {facts['seconds']:.0f} s; the facts are in {_near(output)}", soft_wrap=True, highlight=False
     )
+
+
+def _near(path: Path) -> Path:
+    """As a person names it: from where they are, if it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _mib(count_bytes: int) -> str:

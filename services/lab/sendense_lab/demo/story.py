@@ -176,7 +176,7 @@ class _Story:
                 "file_system": "clean",
             }
             restored.unlink()
-        self._console.print(report.table(run.mode, run.disks()))
+        report.proofs(self._console, run.mode, run.disks())
 
     async def _draw_trace(self) -> None:
         job_id = self._full.job["job_id"]
