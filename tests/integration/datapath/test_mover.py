@@ -58,7 +58,7 @@ async def test_a_full_copy_is_identical_and_written_down(hub: Hub, short_tmp: Pa
     assert not (short_tmp / "x" / "e1.sock").exists()
 
 
-async def test_rule12_changed_zeroes_cover_the_old_data(hub: Hub, short_tmp: Path):
+async def test_rule_12_changed_zeroes_cover_the_old_data(hub: Hub, short_tmp: Path):
     before, now = disk(2), bytearray(disk(2))
     now[2 * MIB : 3 * MIB] = bytes(MIB)  # changed, read as zeroes
     now[4 * MIB : 7 * MIB] = bytes(3 * MIB)  # changed and unallocated
@@ -178,7 +178,7 @@ async def test_an_export_that_the_hub_refuses_is_named(hub: Hub, short_tmp: Path
     assert failed.value.reason == Reason.REASON_TUNNEL_REFUSED
 
 
-async def test_ff09_a_mover_that_is_killed_is_noticed(hub: Hub, short_tmp: Path):
+async def test_field_09_a_mover_that_is_killed_is_noticed(hub: Hub, short_tmp: Path):
     layer = await new_layer(short_tmp / "layer", ODD)
     async with (
         nbdkit(short_tmp / "s", ODD, "--filter=delay", "memory", str(ODD), "delay-read=60") as source,
