@@ -110,34 +110,51 @@ async def test_a_hub_that_is_killed_just_after_the_commit_mark_has_succeeded(wor
 
 
 async def test_a_stopped_hub_ends_what_runs_and_keeps_what_is_queued(world: World):
-    ready = asyncio.Event()
-    world.agent.script = waits_in_copy(ready)
-    other = "5029aa00-0000-4000-8000-0000000000aa"
-    world.agent.machines.append(
-        agent_service_pb2.VirtualMachine(instance_uuid=other, moref="vm-2", name="other")
-    )
-    async with api_of(world, "--concurrency", "1") as api:
+    """One of two jobs ends late: the place of the other is not given to the third."""
+    names = ["web", "late", "queued"]
+    machines = {name: f"5029aa00-0000-4000-8000-00000000000{n}" for n, name in enumerate(names)}
+    world.agent.machines = [
+        agent_service_pb2.VirtualMachine(instance_uuid=machine, moref=name, name=name)
+        for name, machine in machines.items()
+    ]
+    world.agent.obeys_cancel = False
+    copying: list[str] = []
+
+    async def script(job: ScriptedJob) -> None:
+        machine = job.start.vm_instance_uuid
+        await job.snapshot_and_plan(plan_of(vm_instance_uuid=machine))
+        copying.append(machine)
+        await job.hear("cancel")
+        if machine == machines["late"]:
+            await asyncio.sleep(2)
+        await job.fail(Reason.REASON_CANCELLED)
+
+    world.agent.script = script
+    async with api_of(world, "--concurrency", "2") as api:
         await api.register()
-        running = await api.start_backup()
-        await ready.wait()
-        queued = await api.start_backup(vm="other")
+        running = [await api.start_backup(vm=name) for name in names[:2]]
+        await until(lambda: len(copying) == 2, "two run")
+        queued = await api.start_backup(vm="queued")
         assert queued.state == pb.JOB_STATE_QUEUED
         assert await api.stop() == 0
     assert qemu_nbd_of(world.paths.exports_dir) == []
     assert files(world) == []
-    assert world.agent.jobs[running.job_id].count("cancel") == 1
-    assert list(world.agent.jobs) == [running.job_id], "the queued one did not get its turn in the stop"
+    assert sorted(world.agent.jobs) == sorted(job.job_id for job in running), "the third did not get its turn"
 
     async def works(job: ScriptedJob) -> None:
         await backup(FIRST, plan_of(vm_instance_uuid=job.start.vm_instance_uuid))(job)
 
     world.agent.script = works
-    async with api_of(world, "--concurrency", "1") as api:
-        ended = await api.job(running.job_id)
-        assert (ended.state, ended.failure.reason) == (pb.JOB_STATE_FAILED, Reason.REASON_SERVICE_STOPPING)
+    async with api_of(world) as api:
+        for job in running:
+            ended = await api.job(job.job_id)
+            assert (ended.state, ended.failure.reason) == (
+                pb.JOB_STATE_FAILED,
+                Reason.REASON_SERVICE_STOPPING,
+            )
         after = await api.ended(queued.job_id)
         assert after.state == pb.JOB_STATE_SUCCEEDED, after.failure
-        assert set(workflows(world)) == {running.job_id, queued.job_id}
+        assert len(workflows(world)) == 3
 
 
 async def test_a_job_that_was_kept_and_not_queued_runs_after_the_next_start(world: World):
