@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,9 +74,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB."""
     path = tmp_path / "small"
     path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], check=True)
+    as_root = [] if os.getuid() == 0 else ["sudo", "-n"]
+    options = f"size=4m,uid={os.getuid()}"
+    subprocess.run([*as_root, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], check=True)
     yield path
-    subprocess.run(["umount", str(path)], check=True)
+    subprocess.run([*as_root, "umount", str(path)], check=True)
 
 
 def test_a_full_disk_under_an_export(shared_world: World, point: dict[str, Any], small_disk: Path) -> None:

@@ -37,6 +37,7 @@ _COLOURS = {
     pb.JOB_STATE_CANCELLING: "yellow",
     pb.JOB_STATE_RUNNING: "cyan",
 }
+_SHORT_MODES = {"incremental": "incr"}
 _ENDED = {pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED}
 
 
@@ -187,7 +188,7 @@ def disks(job: pb.Job) -> Table:
             rows.append([*known, "skipped", "", "", "", ""])
             continue
         rows.append([
-            *known, disk.mode, words.size(disk.read_bytes), words.size(disk.copied_bytes),
+            *known, _SHORT_MODES.get(disk.mode, disk.mode), words.size(disk.read_bytes), words.size(disk.copied_bytes),
             words.size(disk.wire_bytes), words.rate(disk.read_bytes, disk.seconds),
         ])  # fmt: skip
     columns = ["KEY", "DISK", "CAPACITY", "MODE", "READ", "COPIED", "ON WIRE", "MiB/s"]

@@ -15,7 +15,7 @@ from sendense_cli import words
 
 _BAR = 20
 # Widths; what is left of the line is the span's.
-_SERVICE, _TOOK, _GAP, _NARROWEST = len("credentials"), len("59m 59s"), 2, 20
+_SERVICE, _TOOK, _GAP, _NARROWEST = len("credentials"), len("59m 59s"), 2, 12
 
 
 def tree(spans: Sequence[pb.Span], columns: int) -> Table:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 
 from sendense_lab.client import LabError
 
 _FILE_BYTES = 8 * 1024 * 1024
+# Where the tools for file systems are; for users other than root it is not on the PATH.
+_SYSTEM_PROGRAMS = "/usr/sbin:/sbin"
 
 
 async def make_ext4(image: Path, capacity_bytes: int, data_bytes: int, *, seed: int) -> None:
@@ -29,13 +32,23 @@ async def make_ext4(image: Path, capacity_bytes: int, data_bytes: int, *, seed: 
         await asyncio.to_thread(_make_files, Path(directory), data_bytes, seed)
         with image.open("wb") as file:
             file.truncate(capacity_bytes)
-        command = ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-d", directory, str(image)]
-        child = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        words, _ = await child.communicate()
-        if child.returncode:
-            raise LabError(f"mkfs.ext4: {words.decode(errors='replace').strip()}")
+        await run_program("mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-d", directory, str(image))
+
+
+async def run_program(*command: str) -> str:
+    """Runs a program that works on images and gives what it said; LabError when it failed."""
+    path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PROGRAMS}"
+    child = await asyncio.create_subprocess_exec(
+        *command,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "PATH": path},
+    )
+    output, _ = await child.communicate()
+    words = output.decode(errors="replace").strip()
+    if child.returncode:
+        raise LabError(f"{' '.join(command)}: {words}")
+    return words
 
 
 def _make_files(directory: Path, data_bytes: int, seed: int) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from sendense_lab.client import LabClient, LabMachine
 from sendense_lab.demo.command_line import DemoError
-from sendense_lab.guest_images import make_ext4
+from sendense_lab.guest_images import make_ext4, run_program
 
 _MIB = 1024 * 1024
 _PIECE_BYTES = 64 * 1024
@@ -52,7 +51,7 @@ class Guest:
         written = 0
         for key, image in zip(self.machine.disks, self.images, strict=True):
             before = image.with_suffix(".before")
-            await _run("cp", "--sparse=always", str(image), str(before))
+            await run_program("cp", "--sparse=always", str(image), str(before))
             await _edit(image)
             for offset, data in _differences(before, image):
                 await self.lab.guest_write(self.machine.name, key, offset, data)
@@ -68,7 +67,7 @@ async def _edit(image: Path) -> None:
     data.write_bytes(os.urandom(_NEW_DATA_BYTES))
     script = image.with_name("script")
     script.write_text(f"write {news} {_NEWS}\nwrite {data} new-data\nrm 000/file-00000\n")
-    await _run("debugfs", "-w", "-f", str(script), str(image))
+    await run_program("debugfs", "-w", "-f", str(script), str(image))
 
 
 def _differences(before: Path, after: Path) -> Iterator[tuple[int, bytes]]:
@@ -87,18 +86,7 @@ async def check_file_system(image: Path, *, has_news: bool) -> None:
     Raises:
         DemoError: it is damaged, or has the wrong files.
     """
-    await _run("e2fsck", "-f", "-n", str(image))
-    listing = await _run("debugfs", "-R", "ls -p /", str(image))
+    await run_program("e2fsck", "-f", "-n", str(image))
+    listing = await run_program("debugfs", "-R", "ls -p /", str(image))
     if (f"/{_NEWS}/" in listing) != has_news:
         raise DemoError(f"{image.name}: {_NEWS} should {'' if has_news else 'not '}be in it")
-
-
-async def _run(*command: str) -> str:
-    child = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    output, _ = await child.communicate()
-    words = output.decode(errors="replace").strip()
-    if child.returncode:
-        raise DemoError(f"{' '.join(command)}: {words}")
-    return words

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from sendense_lab.demo.command_line import DemoError
+from sendense_lab.guest_images import run_program
 
 _PIECE_BYTES = 4 * 1024 * 1024
 
@@ -42,15 +41,7 @@ async def check_with_stock_tools(layer: Path, source: Path) -> None:
     """`qemu-img check` and `qemu-img compare` of a layer as it lies in the repository.
 
     Raises:
-        DemoError: they do not agree with us.
+        LabError: they do not agree with us.
     """
-    for command in (
-        ["qemu-img", "check", "-q", "-f", "qcow2", str(layer)],
-        ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", str(layer), str(source)],
-    ):
-        child = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        words, _ = await child.communicate()
-        if child.returncode:
-            raise DemoError(f"{' '.join(command)}: {words.decode(errors='replace').strip()}")
+    await run_program("qemu-img", "check", "-q", "-f", "qcow2", str(layer))
+    await run_program("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", str(layer), str(source))

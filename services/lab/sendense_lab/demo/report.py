@@ -45,9 +45,8 @@ def verdict(console: Console, facts: Mapping[str, Any], output: Path) -> None:
         text = "[bold green]All identical, nothing left over.[/]"
     else:
         text = "[bold red]Not all is as it should be.[/]"
-    console.print(
-        f"\n{text} {facts['seconds']:.0f} s; the facts are in {_near(output)}", soft_wrap=True, highlight=False
-    )
+    where = f"{facts['seconds']:.0f} s; the facts are in {_near(output)}"
+    console.print(f"\n{text} {where}", soft_wrap=True, highlight=False)
 
 
 def _near(path: Path) -> Path:
