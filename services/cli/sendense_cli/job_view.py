@@ -188,8 +188,9 @@ def disks(job: pb.Job) -> Table:
             rows.append([*known, "skipped", "", "", "", ""])
             continue
         rows.append([
-            *known, _SHORT_MODES.get(disk.mode, disk.mode), words.size(disk.read_bytes), words.size(disk.copied_bytes),
-            words.size(disk.wire_bytes), words.rate(disk.read_bytes, disk.seconds),
+            *known, _SHORT_MODES.get(disk.mode, disk.mode), words.size(disk.read_bytes),
+            words.size(disk.copied_bytes), words.size(disk.wire_bytes),
+            words.rate(disk.read_bytes, disk.seconds),
         ])  # fmt: skip
     columns = ["KEY", "DISK", "CAPACITY", "MODE", "READ", "COPIED", "ON WIRE", "MiB/s"]
     return table(columns, rows, right=["CAPACITY", "READ", "COPIED", "ON WIRE", "MiB/s"])

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -51,7 +50,7 @@ def _add(
         branch = "" if not indent and not parent else ("└─ " if is_last else "├─ ")
         name = Text(f"{indent}{branch}{_named(span)}", style="red" if span.error else "")
         if span.error:
-            name.append(f"  {escape(span.error)}", style="red")
+            name.append(f"  {span.error}", style="red")
         made.add_row(
             name,
             Text(span.service.removeprefix("sendense-"), style="cyan"),
