@@ -273,9 +273,10 @@ async def test_pages_show_each_job_once_newest_first_also_at_one_moment(catalog:
         kept.append(await keep(catalog, job))
     seen: list[pb.Job] = []
     after: tuple[int, str] | None = None
-    while page := await catalog.run(
-        lambda connection, after=after: jobs.listed(connection, limit=2, after=after)  # type: ignore[misc]
-    ):
+    for _ in range(4):
+        page = await catalog.run(
+            lambda connection, after=after: jobs.listed(connection, limit=2, after=after)  # type: ignore[misc]
+        )
         seen += page
         after = (page[-1].create_time.ToMicroseconds(), page[-1].job_id)
     assert [job.job_id for job in seen] == [
