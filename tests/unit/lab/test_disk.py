@@ -168,3 +168,16 @@ def test_a_larger_disk_keeps_its_data_and_says_its_new_size(tmp_path: Path) -> N
     assert f"RW {CAPACITY // 512} VMFS" in (tmp_path / "disk.vmdk").read_text()
     with pytest.raises(ValueError, match="none shrinks"):
         disk.grow(GRANULE_BYTES)
+
+
+def test_a_newer_snapshots_delta_is_merged_into_the_older_ones_not_into_the_base(tmp_path: Path) -> None:
+    disk = DiskFiles(tmp_path, "disk", CAPACITY)
+    disk.push(1)
+    disk.write(0, b"first")
+    disk.push(2)
+    disk.write(GRANULE_BYTES, b"second")
+    disk.pop(1)
+    assert disk.base.read_bytes() == bytes(CAPACITY)
+    assert disk.read(0, 5) + disk.read(GRANULE_BYTES, 6) == b"firstsecond"
+    disk.pop(0)
+    assert disk.base.read_bytes()[GRANULE_BYTES : GRANULE_BYTES + 6] == b"second"
