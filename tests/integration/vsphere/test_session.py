@@ -206,8 +206,14 @@ async def test_a_certificate_that_changes_meanwhile_is_not_trusted(
         assert (await logins(other))[0] == 0
 
 
-async def test_a_cancelled_operation_logs_out_too(lab: LabClient) -> None:
-    inside = asyncio.Event()
+async def test_a_cancelled_operation_logs_out_too(lab: LabClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, closed, close = asyncio.Event(), asyncio.Event(), Session.close
+
+    async def close_and_say(session: Session) -> None:
+        await close(session)
+        closed.set()
+
+    monkeypatch.setattr(Session, "close", close_and_say)
 
     async def operation() -> None:
         async with opened(lab):
@@ -222,6 +228,7 @@ async def test_a_cancelled_operation_logs_out_too(lab: LabClient) -> None:
     task.cancel()  # once more, while it logs out
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert closed.is_set()
     assert (await lab.counters())["sessions"] == sessions - 1
 
 
