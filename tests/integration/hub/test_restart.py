@@ -53,6 +53,7 @@ async def test_field_13_a_hub_that_is_killed_in_the_copy_ends_the_job_and_leaves
         assert len(qemu_nbd_of(world.paths.exports_dir)) == 1
         await api.kill()
     assert len(files(world)) == 1
+    (world.paths.exports_dir / "killed-too.sock").touch()
     world.agent.script = backup(FIRST)
     async with api_of(world) as api:
         ended = await api.job(job.job_id)
