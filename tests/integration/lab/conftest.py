@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +15,8 @@ from sendense_lab.client import LabClient
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LabClient]:
+async def shared_lab() -> AsyncIterator[LabClient]:
     """One simulated vCenter for a module's tests; each test has VMs of its own."""
-    import shutil
-    import tempfile
-    from pathlib import Path
-
     directory = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
     async with LabClient.start(directory) as running:
         yield running

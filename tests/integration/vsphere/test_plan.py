@@ -10,7 +10,7 @@ from tests.integration.vsphere.kit import GRANULE, fails, freeze, tracked
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
-from sendense_agent.vsphere import Session, Snapshot
+from sendense_agent.vsphere import Session, Snapshot, find_machine
 from sendense_agent.worker.plan import DiskPlan, plan_disk
 from sendense_lab.client import LabClient
 
@@ -209,8 +209,6 @@ async def test_rule_02_a_vm_that_is_off_is_read_as_a_whole_without_a_change_id(
 ) -> None:
     vm = await lab.add_vm("off", [CAPACITY])
     await lab.command("set_power", vm=vm.name, on=False)
-    from sendense_agent.vsphere import find_machine
-
     machine = await find_machine(session, vm.instance_uuid, vm.name)
     assert await machine.enable_changed_block_tracking()
     made = await plan(await freeze(machine), None, just_enabled=True)
