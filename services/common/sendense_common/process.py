@@ -48,14 +48,19 @@ def dying_with_parent(command: Sequence[str], *, parent_signal: str = "TERM") ->
 
 
 async def stop(process: asyncio.subprocess.Process, *, grace_s: float) -> int:
-    """Ends a child (SIGTERM, `grace_s` seconds, SIGKILL) if it still runs; returns its exit code."""
+    """Ends a child (SIGTERM, `grace_s` seconds, SIGKILL) if it still runs; returns its exit code.
+
+    Cancelled in its grace, it kills at once: whoever cancels has no time left.
+    """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
             async with asyncio.timeout(grace_s):
                 await process.wait()
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+            if isinstance(error, asyncio.CancelledError):
+                raise
     return await process.wait()

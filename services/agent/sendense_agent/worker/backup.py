@@ -130,7 +130,7 @@ class Backup:
         try:
             with telemetry.span("create snapshot"):
                 snapshot = await asyncio.shield(making)
-        except (SendenseError, asyncio.CancelledError):
+        except BaseException:
             # vSphere may have made it, or may go on making it, and nobody else would know of it.
             await _undisturbed(self._remove_unknown(machine, making))
             raise

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ending child processes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+
+from sendense_common import process
+
+pytestmark = pytest.mark.integration
+
+_DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", flush=True)
+time.sleep(600)
+"""
+
+
+async def deaf_child() -> asyncio.subprocess.Process:
+    """A process that does not listen to SIGTERM."""
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", _DEAF, stdout=asyncio.subprocess.PIPE)
+    assert child.stdout is not None
+    assert await child.stdout.readline() == b"deaf\n"
+    return child
+
+
+async def test_a_child_that_does_not_listen_is_killed_after_its_grace() -> None:
+    child = await deaf_child()
+    assert await process.stop(child, grace_s=0.1) == -9
+
+
+async def test_stopping_that_is_cancelled_kills_at_once() -> None:
+    child = await deaf_child()
+    stopping = asyncio.create_task(process.stop(child, grace_s=600))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert await asyncio.wait_for(child.wait(), 30) == -9
