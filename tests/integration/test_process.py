@@ -41,3 +41,20 @@ async def test_stopping_that_is_cancelled_kills_at_once() -> None:
     with pytest.raises(asyncio.CancelledError):
         await stopping
     assert await asyncio.wait_for(child.wait(), 30) == -9
+
+
+async def test_clean_up_in_a_cancelled_task_kills_what_does_not_listen() -> None:
+    """Python 3.11's own time-out ends with CancelledError there: the child stayed."""
+    child = await deaf_child()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await process.stop(child, grace_s=0.1)
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    assert child.returncode == -9

@@ -55,12 +55,19 @@ async def stop(process: asyncio.subprocess.Process, *, grace_s: float) -> int:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
+        # Not `asyncio.timeout`: in a task that was cancelled before, as one is that cleans up, Python 3.11's
+        # ends with CancelledError, and the child would stay.
+        ending = asyncio.ensure_future(process.wait())
         try:
-            async with asyncio.timeout(grace_s):
-                await process.wait()
-        except (TimeoutError, asyncio.CancelledError) as error:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            if isinstance(error, asyncio.CancelledError):
-                raise
+            ended, _ = await asyncio.wait({ending}, timeout=grace_s)
+        except asyncio.CancelledError:
+            _kill(process)
+            raise
+        if not ended:
+            _kill(process)
     return await process.wait()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -76,8 +77,10 @@ def _guard_unary(behaviour: Any, method: str) -> Any:
 def _guard_stream(behaviour: Any, method: str) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
-            async for response in behaviour(request, context):
-                yield response
+            # Closed here and now, whatever ends the call: the collector might take its time.
+            async with contextlib.aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
         except asyncio.CancelledError:
             return  # the caller hung up or the server stops; gRPC would log it as a defect
         except SendenseError as error:

@@ -28,7 +28,8 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
 CLIENT_OPTIONS: list[tuple[str, int]] = [
     *_COMMON,
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # gRPC gives a connection at least this long to be made, too: through a busy tunnel it needs that.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
     # Unix sockets are named by path; every channel needs connections of its own to notice a new server.
     ("grpc.use_local_subchannel_pool", 1),

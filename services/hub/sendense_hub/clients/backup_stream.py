@@ -164,10 +164,18 @@ async def _sent(outbox: _Outbox) -> AsyncIterator[pb.RunBackupRequest]:
 
 async def _hang_up(stream: _Stream) -> None:
     """Lets the last acknowledgement arrive: the agent keeps its last words until then."""
-    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
-        async with asyncio.timeout(_HANG_UP_WITHIN_S):
+
+    async def drain() -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError, SendenseError):
             while await _read(stream) is not None:
                 pass
+
+    # Not `asyncio.timeout`: this may be the clean-up of a cancelled task (see `process.stop`).
+    draining = asyncio.create_task(drain())
+    try:
+        await asyncio.wait({draining}, timeout=_HANG_UP_WITHIN_S)
+    finally:
+        draining.cancel()
 
 
 async def _read(stream: _Stream) -> pb.RunBackupResponse | None:

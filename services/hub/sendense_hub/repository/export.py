@@ -59,11 +59,13 @@ class Export:
         """Its last words."""
         return "\n".join(self._lines)
 
-    async def stop(self) -> None:
+    async def stop(self, *, grace_s: float = _STOP_GRACE_S) -> None:
         """Ends it, and returns when it is proved gone: what it wrote is in the file. Twice is once."""
-        await process.stop(self._child, grace_s=_STOP_GRACE_S)
-        await asyncio.gather(self._reading, return_exceptions=True)
-        self.socket.unlink(missing_ok=True)
+        try:
+            await process.stop(self._child, grace_s=grace_s)
+            await asyncio.gather(self._reading, return_exceptions=True)
+        finally:
+            self.socket.unlink(missing_ok=True)
 
     async def _read_stderr(self) -> None:
         assert self._child.stderr is not None
@@ -127,7 +129,8 @@ async def _serve(layer: Path, name: str, socket: Path, capacity_bytes: int, opti
                 f"the export {name} has {found} bytes, the disk has {capacity_bytes}",
             )
     except BaseException:
-        await export.stop()
+        # It has no grace: nobody has written yet, and qemu-nbd forgets a SIGTERM that comes while it starts.
+        await export.stop(grace_s=0.0)
         raise
     return export
 
@@ -147,7 +150,7 @@ async def _ask_until_ready(export: Export) -> int:
         if export.exited:
             break
         await asyncio.sleep(_ASK_EVERY_S)
-    await export.stop()
+    await export.stop(grace_s=0.0)
     raise SendenseError(
         Reason.REASON_EXPORT_FAILED,
         f"qemu-nbd does not serve {export.name}: {export.stderr_tail or answer}",
