@@ -62,9 +62,7 @@ async def test_a_stopped_agent_cleans_up_and_the_hub_hears_why_through_the_tunne
 
 
 @pytest.mark.parametrize("during", ["snapshot", "plan"])
-async def test_field_27_workers_of_a_killed_agent_remove_their_snapshots_by_themselves(
-    site: Site, during: str
-):
+async def test_ff27_workers_of_a_killed_agent_remove_their_snapshots_by_themselves(site: Site, during: str):
     vm = await site.lab.add_vm(f"vm-{uuid.uuid4().hex[:8]}", [MIB])
     async with agent_process(site) as (agent, there):
         if during == "snapshot":

@@ -82,7 +82,7 @@ async def test_a_full_and_an_incremental_hold_what_the_guest_had(site: Site):
     await site.nothing_left(vm)
 
 
-async def test_field_08_a_wrong_password_fails_at_once_after_one_login_and_leaves_nothing(site: Site):
+async def test_ff08_a_wrong_password_fails_at_once_after_one_login_and_leaves_nothing(site: Site):
     vm = await machine(site)
     backup = await site.begin(vm, vcenter=await site.access(password="wrong"))
     failed = await backup.failed()
@@ -144,7 +144,7 @@ NAMES = [pb.AgentPhase.Name(phase).removeprefix("AGENT_PHASE_").lower() for phas
 
 @pytest.mark.parametrize("how", ["cancel", "SIGTERM"])
 @pytest.mark.parametrize("phase", BEFORE_COPY, ids=NAMES)
-async def test_field_27_ended_in_any_phase_before_the_copy_it_leaves_no_snapshot(
+async def test_ff27_ended_in_any_phase_before_the_copy_it_leaves_no_snapshot(
     site: Site, phase: pb.AgentPhase.ValueType, how: str
 ):
     """Also while vSphere is still making it: the worker waits for it and removes it."""
@@ -165,7 +165,7 @@ async def test_field_27_ended_in_any_phase_before_the_copy_it_leaves_no_snapshot
         assert counters.get(f"call {call}", 0) == int(phase >= pb.AGENT_PHASE_SNAPSHOT), call
 
 
-async def test_field_27_the_snapshot_of_a_killed_worker_is_removed_by_the_clean_up(site: Site):
+async def test_ff27_the_snapshot_of_a_killed_worker_is_removed_by_the_clean_up(site: Site):
     vm = await machine(site)
     backup = await held(site, vm, pb.AGENT_PHASE_PLAN)
     os.kill(backup.worker_pid, signal.SIGKILL)
@@ -334,7 +334,7 @@ async def test_ended_in_the_copy_it_leaves_nothing(site: Site, how: str):
     ("program", "reason"),
     [("mover", Reason.REASON_COPY_PROCESS_DIED), ("nbdkit", Reason.REASON_SOURCE_READ_FAILED)],
 )
-async def test_field_09_a_process_of_the_copy_that_dies_fails_the_backup_and_ends_the_other_disk(
+async def test_ff09_a_process_of_the_copy_that_dies_fails_the_backup_and_ends_the_other_disk(
     site: Site, program: str, reason: Reason.ValueType
 ):
     vm = await machine(site)

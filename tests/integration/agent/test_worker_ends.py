@@ -39,7 +39,7 @@ pytestmark = pytest.mark.integration
         ([pb.AGENT_PHASE_SNAPSHOT, pb.AGENT_PHASE_REMOVE_SNAPSHOT], True),
     ],
 )
-async def test_field_27_a_killed_worker_fails_the_job_and_says_whether_a_snapshot_may_be_left(
+async def test_ff27_a_killed_worker_fails_the_job_and_says_whether_a_snapshot_may_be_left(
     agent: Agent, phases: list[pb.AgentPhase.ValueType], left: bool
 ):
     async with agent.stub() as stub:
@@ -58,7 +58,7 @@ async def test_field_27_a_killed_worker_fails_the_job_and_says_whether_a_snapsho
     assert agent.jobs.ids() == []
 
 
-async def test_field_09_a_worker_that_ends_without_a_word_is_noticed(agent: Agent):
+async def test_ff09_a_worker_that_ends_without_a_word_is_noticed(agent: Agent):
     async with agent.stub() as stub:
         stream = await open_stream(stub, start())
         (await agent.puppets.next()).end()

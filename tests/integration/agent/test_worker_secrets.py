@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
     ["+-\"\\'#$`&<>%s{}", " blanks before and after ", "-" * 128, "pässwörd ☃ 密码"],
     ids=["signs", "blanks", "long", "not ASCII"],
 )
-async def test_field_23_passwords_of_all_kinds_open_the_vcenter(site: Site, password: str):
+async def test_ff23_passwords_of_all_kinds_open_the_vcenter(site: Site, password: str):
     await site.lab.command("set_password", password=password)
     try:
         request = agent_service_pb2.TestVcenterRequest(
@@ -37,7 +37,7 @@ async def test_field_23_passwords_of_all_kinds_open_the_vcenter(site: Site, pass
     assert (await site.counters()).get("logins refused", 0) == 0
 
 
-async def test_field_22_no_command_line_environment_file_or_log_has_a_password_or_session(
+async def test_ff22_no_command_line_environment_file_or_log_has_a_password_or_session(
     site: Site, capfd: pytest.CaptureFixture[str]
 ):
     vm = await site.lab.add_vm(f"vm-{uuid.uuid4().hex[:8]}", [MIB])

@@ -178,7 +178,7 @@ async def test_an_export_that_the_hub_refuses_is_named(hub: Hub, short_tmp: Path
     assert failed.value.reason == Reason.REASON_TUNNEL_REFUSED
 
 
-async def test_field_09_a_mover_that_is_killed_is_noticed(hub: Hub, short_tmp: Path):
+async def test_ff09_a_mover_that_is_killed_is_noticed(hub: Hub, short_tmp: Path):
     layer = await new_layer(short_tmp / "layer", ODD)
     async with (
         nbdkit(short_tmp / "s", ODD, "--filter=delay", "memory", str(ODD), "delay-read=60") as source,
@@ -205,3 +205,21 @@ async def test_progress_comes_also_when_nothing_moves_and_a_limit_holds(hub: Hub
                         break
             assert events == 8
     await until(lambda: not (short_tmp / "x" / "e1.sock").exists(), "the mover's socket is gone")
+
+
+async def test_ff17_a_copy_after_a_failed_one_uses_nothing_of_it(hub: Hub, short_tmp: Path):
+    """The export of the first dies under it; the second, of another attempt, is whole."""
+    image = hashlib.shake_128(b"again").digest(8 * MIB)
+    (short_tmp / "image").write_bytes(image)
+    async with nbdkit(short_tmp / "s", len(image), "file", str(short_tmp / "image")) as source:
+        first = await new_layer(short_tmp / "first", len(image))
+        second = await new_layer(short_tmp / "second", len(image))
+        async with qemu_nbd(hub, "job-1-2000", first) as server:
+            async with start_mover(order(hub, short_tmp, source, "job-1-2000")) as mover:
+                server.kill()
+                with pytest.raises(SendenseError):
+                    async for _ in mover.events():
+                        pass
+        async with qemu_nbd(hub, "job-2-2000", second):
+            await copy(order(hub, short_tmp, source, "job-2-2000"))
+        assert await as_raw(second) == image

@@ -67,7 +67,7 @@ async def test_a_target_that_stalls_still_gives_progress(hub: Hub, short_tmp: Pa
             await waits_in_plain_sight(mover)
 
 
-async def test_field_01_a_server_that_never_greets_is_waited_for_in_plain_sight(hub: Hub, short_tmp: Path):
+async def test_ff01_a_server_that_never_greets_is_waited_for_in_plain_sight(hub: Hub, short_tmp: Path):
     """As qemu-nbd does with one connection more than it shares; the engine's deadline is a unit test's."""
 
     async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -77,7 +77,7 @@ async def test_a_full_and_an_incremental_give_back_every_byte(hub: Hub):
     assert [export.write_zeroes for export in (await job.hear("exports")).exports] == [True, True]
 
 
-async def test_field_12_counters_and_disks_are_shown_as_they_were_said(hub: Hub):
+async def test_ff12_counters_and_disks_are_shown_as_they_were_said(hub: Hub):
     hub.agent.script = backup(FIRST, TWO)
     job = await hub.run()
     assert [(disk.key, disk.state, disk.copied_bytes, disk.read_bytes) for disk in job.disks] == [
@@ -99,7 +99,7 @@ async def test_rule_20_a_second_full_has_no_parent_and_is_told_no_change_ids(hub
     assert [point.kind for point in await hub.points()] == ["full", "full"]
 
 
-async def test_field_30_an_incremental_without_changes_stores_next_to_nothing(hub: Hub):
+async def test_ff30_an_incremental_without_changes_stores_next_to_nothing(hub: Hub):
     hub.agent.script = backup(FIRST, TWO)
     await hub.run()
     unchanged = [
@@ -156,7 +156,7 @@ async def fails(hub: Hub, reason: Reason.ValueType) -> pb.Job:
     return job
 
 
-async def test_field_08_a_failure_before_the_plan_allocates_nothing(hub: Hub):
+async def test_ff08_a_failure_before_the_plan_allocates_nothing(hub: Hub):
     async def script(job: ScriptedJob) -> None:
         await job.phase(agent.AGENT_PHASE_LOGIN)
         await job.fail(Reason.REASON_VCENTER_LOGIN_FAILED, message="InvalidLogin")
@@ -172,7 +172,7 @@ async def test_field_08_a_failure_before_the_plan_allocates_nothing(hub: Hub):
 
 
 @pytest.mark.parametrize("snapshot_left", [False, True])
-async def test_field_08_a_failure_in_the_copy_leaves_nothing(hub: Hub, snapshot_left: bool):
+async def test_ff08_a_failure_in_the_copy_leaves_nothing(hub: Hub, snapshot_left: bool):
     async def script(job: ScriptedJob) -> None:
         exports = await job.snapshot_and_plan(TWO)
         await job.copy(exports[0], FIRST[2000])
@@ -200,7 +200,7 @@ async def test_a_snapshot_that_could_not_be_removed_is_said_and_remembered(hub: 
     assert list(hub.agent.starts[-1].dead_snapshots) == []
 
 
-async def test_field_10_one_finished_disk_does_not_complete_the_job(hub: Hub):
+async def test_ff10_one_finished_disk_does_not_complete_the_job(hub: Hub):
     async def script(job: ScriptedJob) -> None:
         exports = await job.snapshot_and_plan(TWO)
         await job.copy(exports[0], FIRST[2000])
@@ -213,7 +213,7 @@ async def test_field_10_one_finished_disk_does_not_complete_the_job(hub: Hub):
     assert hub.agent.job.count("cancel") == 1
 
 
-async def test_field_11_a_disk_that_was_not_read_to_its_end_does_not_count_as_copied(hub: Hub):
+async def test_ff11_a_disk_that_was_not_read_to_its_end_does_not_count_as_copied(hub: Hub):
     hub.agent.script = backup(FIRST, plan_of(planned(planned_read_bytes=MIB + 1)))
     job = await fails(hub, Reason.REASON_INTERNAL)
     assert f"{MIB} of {MIB + 1}" in job.failure.message
@@ -323,7 +323,7 @@ async def test_rule_23_a_failed_run_shadows_no_good_point(hub: Hub):
     assert [disk.change_id for disk in hub.agent.starts[-1].previous_disks] == ["52 aa/2000", "52 aa/2001"]
 
 
-async def test_field_28_a_damaged_chain_is_not_built_upon_and_the_job_says_why(hub: Hub):
+async def test_ff28_a_damaged_chain_is_not_built_upon_and_the_job_says_why(hub: Hub):
     hub.agent.script = backup(FIRST, TWO)
     first = await hub.run()
     (point,) = await hub.points()
@@ -358,7 +358,7 @@ async def test_a_point_that_a_backup_builds_on_cannot_be_deleted_meanwhile(hub: 
         pass
 
 
-async def test_field_14_two_vms_of_one_name_do_not_touch_each_other(hub: Hub):
+async def test_ff14_two_vms_of_one_name_do_not_touch_each_other(hub: Hub):
     other = "5029aa00-0000-4000-8000-00000000000f"
     waiting = asyncio.Event()
 

@@ -68,7 +68,7 @@ async def complete(catalog: Catalog, made: point_pb.RestorePoint) -> point_pb.Re
     return made
 
 
-async def test_field_19_a_vm_with_disk_in_its_name_is_listed(catalog: Catalog):
+async def test_ff19_a_vm_with_disk_in_its_name_is_listed(catalog: Catalog):
     name = "web-disk-01"
     await keep(catalog, new_job(vm_name=name, state=pb.JOB_STATE_FAILED))
     await keep(catalog, new_job(vm_name="web", state=pb.JOB_STATE_SUCCEEDED))

@@ -41,9 +41,7 @@ def waits_in_copy(ready: asyncio.Event) -> Any:
     return script
 
 
-async def test_field_15_field_16_the_commit_goes_layer_ledger_mark_catalog(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-):
+async def test_ff15_ff16_the_commit_goes_layer_ledger_mark_catalog(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     order: list[str] = []
     fsync, rename, complete = os.fsync, Path.rename, points.complete
 
@@ -186,9 +184,7 @@ async def test_a_commit_mark_that_cannot_be_made_leaves_nothing(hub: Hub, monkey
     await hub.assert_nothing_left()
 
 
-async def test_field_18_files_that_cannot_be_removed_keep_their_row(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-):
+async def test_ff18_files_that_cannot_be_removed_keep_their_row(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     import shutil
 
     def broken(path: Path, ignore_errors: bool = False) -> None:
@@ -271,7 +267,7 @@ async def test_an_agent_that_speaks_of_the_end_too_early_does_not_keep_a_job_fro
     assert (await cancelled(hub, job, task)).ended_in_phase == pb.JOB_PHASE_PREPARE
 
 
-async def test_field_09_every_child_is_waited_for(hub: Hub):
+async def test_ff09_every_child_is_waited_for(hub: Hub):
     async def script(job: ScriptedJob) -> None:
         (export,) = await job.snapshot_and_plan(plan_of())
         (child,) = qemu_nbd_of(job.exports_dir)

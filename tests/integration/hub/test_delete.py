@@ -59,7 +59,7 @@ async def test_a_point_in_the_middle_of_a_chain_stays_and_its_dependants_are_nam
     assert await digests(hub, third) == expected
 
 
-async def test_field_18_files_go_before_the_row_and_the_space_is_told(hub: Hub):
+async def test_ff18_files_go_before_the_row_and_the_space_is_told(hub: Hub):
     first, second, third = await chain(hub)
     for point_id in (third, second):
         assert await delete(hub, point_id) > 0
@@ -73,7 +73,7 @@ async def test_field_18_files_go_before_the_row_and_the_space_is_told(hub: Hub):
     await hub.assert_nothing_left()
 
 
-async def test_field_18_the_order_is_mark_files_flush_row(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+async def test_ff18_the_order_is_mark_files_flush_row(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     hub.agent.script = backup(FIRST)
     point_id = (await hub.run()).point_id
     order: list[str] = []

@@ -28,7 +28,7 @@ async def hub() -> AsyncIterator[Shared]:
 NOBODY = "00000000-0000-4000-8000-000000000000"
 
 
-async def test_field_07_grpcurl_lists_describes_and_calls(hub: Shared):
+async def test_ff07_grpcurl_lists_describes_and_calls(hub: Shared):
     socket = str(hub.world.paths.api_socket)
     _, services, _ = await hub.grpcurl(socket, "list")
     for name in ("Backup", "Job", "Point", "Site", "System", "Vcenter"):

@@ -31,9 +31,7 @@ async def hub() -> AsyncIterator[Shared]:
 
 
 @pytest.mark.parametrize(("number", "form"), [(1, "raw"), (2, "qcow2"), (3, "vmdk")])
-async def test_field_25_an_exported_disk_holds_every_byte(
-    hub: Shared, tmp_path: Path, number: int, form: str
-):
+async def test_ff25_an_exported_disk_holds_every_byte(hub: Shared, tmp_path: Path, number: int, form: str):
     image = tmp_path / "expected.raw"
     raw = bytearray(CAPACITY)
     for writes in (FIRST[2000], THEN[2000], LAST[2000]):

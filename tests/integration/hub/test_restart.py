@@ -43,7 +43,7 @@ def files(world: World) -> list[Path]:
     return [path for path in root.iterdir() if path.name != "sendense-repository.json"]
 
 
-async def test_field_13_a_hub_that_is_killed_in_the_copy_ends_the_job_and_leaves_nothing(world: World):
+async def test_ff13_a_hub_that_is_killed_in_the_copy_ends_the_job_and_leaves_nothing(world: World):
     ready = asyncio.Event()
     world.agent.script = waits_in_copy(ready)
     async with api_of(world) as api:

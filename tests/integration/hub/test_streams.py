@@ -107,7 +107,7 @@ async def test_an_agent_that_is_killed_and_comes_back_without_the_job_ends_it(hu
 
 @pytest.mark.usefixtures("gives_up_soon")
 @pytest.mark.parametrize("status", [None, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
-async def test_field_08_a_stream_that_never_holds_ends_the_job_as_failed(
+async def test_ff08_a_stream_that_never_holds_ends_the_job_as_failed(
     hub: Hub, status: grpc.StatusCode | None
 ):
     async def script(job: ScriptedJob) -> None:

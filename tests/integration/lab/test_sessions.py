@@ -96,7 +96,7 @@ async def test_four_wrong_passwords_do_not(lab: LabClient) -> None:
 
 
 @pytest.mark.parametrize("password", ['+a-b"c\\d e#f', " blanks ", "päß€", "x" * 128])
-async def test_field_23_passwords_may_have_any_characters(lab: LabClient, password: str) -> None:
+async def test_ff23_passwords_may_have_any_characters(lab: LabClient, password: str) -> None:
     await lab.command("set_password", password=password)
     try:
         with connected(lab, password=password) as instance:

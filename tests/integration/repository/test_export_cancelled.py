@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An export whose opening is cancelled, at any moment, leaves no process and no socket."""
+"""Exports whose opening is cancelled leave nothing; there may be as many at once as are needed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from sendense_hub.repository import layers
-from sendense_hub.repository.export import open_export
+from sendense_hub.repository.export import Export, open_export
 
 pytestmark = pytest.mark.integration
 
 _MIB = 1024 * 1024
 _MOMENTS = 40
+_MANY = 112
 
 
 def serving(socket: Path) -> list[str]:
@@ -36,7 +37,7 @@ async def test_an_export_whose_opening_is_cancelled_leaves_nothing(short_tmp: Pa
     layer, socket = short_tmp / "disk.qcow2", short_tmp / "e.sock"
     await layers.create(layer, _MIB, None)
 
-    async def opening():
+    async def opening() -> Export:
         return await open_export(layer, "e", socket, capacity_bytes=_MIB, connections=2)
 
     began = time.monotonic()
@@ -53,3 +54,25 @@ async def test_an_export_whose_opening_is_cancelled_leaves_nothing(short_tmp: Pa
         assert time.monotonic() - began < 9, "it was waited for although nothing was written"
         assert serving(socket) == [], f"cancelled after {moment}/{_MOMENTS} of {took_s:.2f} s"
         assert not socket.exists()
+
+
+async def test_ff05_more_exports_at_once_than_any_pool_of_ports_had(short_tmp: Path) -> None:
+    layer = short_tmp / "disk.qcow2"
+    await layers.create(layer, _MIB, None)
+
+    async def serve(number: int) -> Export:
+        """Read-only, for they all serve one layer."""
+        socket = short_tmp / "x" / f"{number}.sock"
+        return await open_export(
+            layer, f"e{number}", socket, capacity_bytes=_MIB, connections=2, read_only=True
+        )
+
+    exports = []
+    try:
+        for start in range(0, _MANY, 8):
+            exports += await asyncio.gather(*map(serve, range(start, start + 8)))
+        assert len({export.socket for export in exports}) == _MANY
+        assert not any(export.exited for export in exports)
+    finally:
+        await asyncio.gather(*(export.stop() for export in exports))
+    assert serving(short_tmp / "x") == []

@@ -165,7 +165,7 @@ async def test_a_layer_whose_backing_was_changed_is_not_opened(
         await make_point(repository, short_tmp, {}, capacities=CAPACITIES, parent=second)
 
 
-async def test_field_02_an_export_is_ready_only_with_the_right_size(repository: Repository, short_tmp: Path):
+async def test_ff02_an_export_is_ready_only_with_the_right_size(repository: Repository, short_tmp: Path):
     from sendense_hub.repository.export import open_export
 
     first = await make_point(repository, short_tmp, {}, capacities={2000: SMALL})
@@ -181,7 +181,7 @@ async def test_field_02_an_export_is_ready_only_with_the_right_size(repository: 
     assert not (short_tmp / "e.sock").exists()
 
 
-async def test_field_01_an_export_takes_its_connections_and_one_more(repository: Repository, short_tmp: Path):
+async def test_ff01_an_export_takes_its_connections_and_one_more(repository: Repository, short_tmp: Path):
     import nbd
 
     writer = await PointWriter.begin(repository, VCENTER, MACHINE, "p")
@@ -210,7 +210,7 @@ async def test_without_the_commit_mark_there_is_no_point(repository: Repository,
     assert not (repository.root / VCENTER).exists()
 
 
-async def test_field_18_delete_removes_the_files(repository: Repository, short_tmp: Path):
+async def test_ff18_delete_removes_the_files(repository: Repository, short_tmp: Path):
     first, second, _, _ = await chain_of_two(repository, short_tmp)
     directory = f"{VCENTER}/{MACHINE}/{second.point_id}"
     assert await delete_point(repository, directory) > 0

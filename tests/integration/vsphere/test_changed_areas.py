@@ -65,7 +65,7 @@ async def test_rule_09_an_empty_page_is_not_the_end(lab: LabClient, session: Ses
     assert await ask(snapshot, before) == [(0, GRANULE), (29 * GRANULE, GRANULE)]
 
 
-async def test_field_30_no_change_is_no_area(lab: LabClient, session: Session) -> None:
+async def test_ff30_no_change_is_no_area(lab: LabClient, session: Session) -> None:
     snapshot, before = await changed(lab, session, "nothing")
     assert await ask(snapshot, before) == []
 

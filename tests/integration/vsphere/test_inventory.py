@@ -71,7 +71,7 @@ async def test_rule_21_two_vms_of_one_name_are_both_listed(lab: LabClient, sessi
 
 
 @pytest.mark.parametrize("name", ["a+b c", "50% off", "a/b\\c", "%2f", "#1", "ümläut 磁盘", "web-disk-1"])
-async def test_field_19_a_vm_may_have_any_name(lab: LabClient, session: Session, name: str) -> None:
+async def test_ff19_a_vm_may_have_any_name(lab: LabClient, session: Session, name: str) -> None:
     vm = await lab.add_vm(name, [GRANULE])
     found = [each.name for each in await virtual_machines(session) if each.instance_uuid == vm.instance_uuid]
     assert found == [name]

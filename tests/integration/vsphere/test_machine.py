@@ -217,7 +217,7 @@ async def test_quiescing_is_not_asked_for_when_it_is_not_wanted_or_there_is_no_g
         ("task CreateSnapshot_Task", "vmodl.fault.NotSupported", Reason.REASON_SNAPSHOT_FAILED),
     ],
 )
-async def test_field_08_a_snapshot_that_fails_says_why(
+async def test_ff08_a_snapshot_that_fails_says_why(
     lab: LabClient, session: Session, operation: str, fault: str, reason: Reason.ValueType
 ) -> None:
     vm = await lab.add_vm(f"failing {operation} {fault}", [GRANULE])
@@ -332,7 +332,7 @@ async def test_rule_17_one_that_never_ends_is_said(
 
 
 @pytest.mark.parametrize("name", ["plain", "a/b 50% +#ü", "[x] y"])
-async def test_field_33_nvram_and_configuration_are_kept(lab: LabClient, session: Session, name: str) -> None:
+async def test_ff33_nvram_and_configuration_are_kept(lab: LabClient, session: Session, name: str) -> None:
     vm = await lab.add_vm(name, [GRANULE])
     found = await find_machine(session, vm.instance_uuid, name)
     (file,) = (lab.ca_file.parent / "datastore" / name.replace("/", "_")).glob("*.nvram")
@@ -345,7 +345,7 @@ async def test_field_33_nvram_and_configuration_are_kept(lab: LabClient, session
     assert await found.config_json() == await found.config_json()
 
 
-async def test_field_33_a_vm_without_nvram_has_none(lab: LabClient, session: Session) -> None:
+async def test_ff33_a_vm_without_nvram_has_none(lab: LabClient, session: Session) -> None:
     vm = await lab.add_vm("no-nvram", [GRANULE])
     found = await find_machine(session, vm.instance_uuid, vm.name)
     Path(lab.ca_file.parent / "datastore" / vm.name / f"{vm.name}.nvram").unlink()

@@ -49,7 +49,7 @@ def apply(made: DiskPlan, before: bytes, source: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("used", "per_page"), [(True, 2000), (True, 1), (False, 2)])
-async def test_field_25_a_chain_of_plans_gives_each_moment_byte_for_byte(
+async def test_ff25_a_chain_of_plans_gives_each_moment_byte_for_byte(
     lab: LabClient, session: Session, used: bool, per_page: int
 ) -> None:
     name, chance = f"chain-{used}-{per_page}", random.Random(per_page)
@@ -89,7 +89,7 @@ async def test_rule_02_the_first_backup_after_tracking_was_turned_on_is_a_full(
     assert list(made.read) == [(5 * GRANULE, GRANULE)]
 
 
-async def test_field_30_without_a_change_there_is_nothing_to_do(lab: LabClient, session: Session) -> None:
+async def test_ff30_without_a_change_there_is_nothing_to_do(lab: LabClient, session: Session) -> None:
     _, machine = await tracked(lab, session, "idle", CAPACITY)
     first = await freeze(machine)
     await first.remove()
@@ -162,7 +162,7 @@ async def test_rule_14_a_disk_that_was_resized_is_a_full_of_the_new_size(
 
 
 @pytest.mark.parametrize("fault", ["vim.fault.FileFault", "vmodl.fault.InvalidArgument"])
-async def test_field_28_a_change_id_that_vsphere_rejects_is_a_full_in_the_same_run(
+async def test_ff28_a_change_id_that_vsphere_rejects_is_a_full_in_the_same_run(
     lab: LabClient, session: Session, fault: str
 ) -> None:
     name = f"rejected-{fault}"
@@ -177,7 +177,7 @@ async def test_field_28_a_change_id_that_vsphere_rejects_is_a_full_in_the_same_r
     assert list(made.read) == [(0, GRANULE)]
 
 
-async def test_field_28_lost_tracking_is_a_full_in_the_same_run(lab: LabClient, session: Session) -> None:
+async def test_ff28_lost_tracking_is_a_full_in_the_same_run(lab: LabClient, session: Session) -> None:
     _, machine = await tracked(lab, session, "lost", CAPACITY)
     first = await freeze(machine)
     await first.remove()

@@ -32,7 +32,7 @@ async def expired(shared_lab: LabClient) -> AsyncIterator[LabClient]:
         yield running
 
 
-async def test_field_24_its_authority_makes_it_trusted(lab: LabClient) -> None:
+async def test_ff24_its_authority_makes_it_trusted(lab: LabClient) -> None:
     for host in ("127.0.0.1", "localhost"):
         trusted = recognize(target(lab, host=host))
         assert trusted.certificate_sha256 == fingerprint(lab)
@@ -41,7 +41,7 @@ async def test_field_24_its_authority_makes_it_trusted(lab: LabClient) -> None:
         assert trusted.context.check_hostname
 
 
-async def test_field_24_its_pinned_certificate_makes_it_trusted(lab: LabClient) -> None:
+async def test_ff24_its_pinned_certificate_makes_it_trusted(lab: LabClient) -> None:
     trusted = recognize(pinned(lab))
     assert trusted.certificate_sha256 == fingerprint(lab)
     assert ssl.PEM_cert_to_DER_cert(trusted.trust_pem) == ssl.PEM_cert_to_DER_cert(
@@ -52,14 +52,14 @@ async def test_field_24_its_pinned_certificate_makes_it_trusted(lab: LabClient) 
         assert session.vcenter_uuid
 
 
-async def test_field_24_a_pinned_certificate_holds_for_any_name(lab: LabClient) -> None:
+async def test_ff24_a_pinned_certificate_holds_for_any_name(lab: LabClient) -> None:
     async with LabClient.start(lab.ca_file.parent / "n", options=["--listen=127.0.0.2:0"]) as other:
         with fails(NOT_TRUSTED, "IP address mismatch"):
             recognize(target(other))
         assert recognize(pinned(other)).certificate_sha256 == fingerprint(other)
 
 
-async def test_field_24_another_authority_is_not_trusted(lab: LabClient, tmp_path: Path) -> None:
+async def test_ff24_another_authority_is_not_trusted(lab: LabClient, tmp_path: Path) -> None:
     authority, _, _ = make_certificates(tmp_path)
     with fails(
         NOT_TRUSTED, "self-signed certificate in|unable to get local issuer|signature failure"
@@ -69,7 +69,7 @@ async def test_field_24_another_authority_is_not_trusted(lab: LabClient, tmp_pat
     assert not caught.value.retryable
 
 
-async def test_field_24_a_changed_certificate_is_not_trusted_and_both_are_shown(lab: LabClient) -> None:
+async def test_ff24_a_changed_certificate_is_not_trusted_and_both_are_shown(lab: LabClient) -> None:
     old = bytes(range(32))
     with fails(NOT_TRUSTED) as caught:
         recognize(target(lab, ca_pem="", certificate_sha256=old))
@@ -78,12 +78,12 @@ async def test_field_24_a_changed_certificate_is_not_trusted_and_both_are_shown(
     assert "--thumbprint" in caught.value.remedy
 
 
-async def test_field_24_no_trust_at_all_is_no_trust(lab: LabClient) -> None:
+async def test_ff24_no_trust_at_all_is_no_trust(lab: LabClient) -> None:
     with fails(NOT_TRUSTED):
         recognize(target(lab, ca_pem="", certificate_sha256=b""))
 
 
-async def test_field_24_an_expired_certificate_is_not_trusted_even_when_pinned(expired: LabClient) -> None:
+async def test_ff24_an_expired_certificate_is_not_trusted_even_when_pinned(expired: LabClient) -> None:
     for each in (target(expired), pinned(expired)):
         with fails(NOT_TRUSTED, "certificate has expired"):
             recognize(each)

@@ -273,7 +273,7 @@ def test_a_buffer_smaller_than_a_piece_still_copies():
     assert world.most_reading_bytes <= MIB
 
 
-def test_field_01_a_server_that_never_greets_fails_the_copy_in_the_end(monkeypatch: pytest.MonkeyPatch):
+def test_ff01_a_server_that_never_greets_fails_the_copy_in_the_end(monkeypatch: pytest.MonkeyPatch):
     clock = Clock(monkeypatch)
     world = World(b"d" * MIB, bytearray(MIB), random.Random(1))
 

@@ -35,7 +35,7 @@ def test_reads_cover_everything_once_and_never_cross_a_mebibyte(wanted: Extents)
         assert offset // pieces.PIECE_BYTES == (offset + length - 1) // pieces.PIECE_BYTES
 
 
-def test_rule12_zeroes_are_asked_for_in_pieces_that_qemu_takes():
+def test_rule_12_zeroes_are_asked_for_in_pieces_that_qemu_takes():
     wanted = Extents([(512, 62 * 2**40)])
     cut = list(pieces.zeroes(wanted))
     assert Extents(cut) == wanted
@@ -43,7 +43,7 @@ def test_rule12_zeroes_are_asked_for_in_pieces_that_qemu_takes():
 
 
 @given(st.binary(min_size=1, max_size=8), st.lists(st.integers(0, 4095), max_size=4), st.integers(0, 3))
-def test_rule13_a_single_byte_anywhere_is_data(value: bytes, places: list[int], first_sector: int):
+def test_rule_13_a_single_byte_anywhere_is_data(value: bytes, places: list[int], first_sector: int):
     data = bytearray(4 * pieces.GRAIN_BYTES)
     for number, place in enumerate(places):
         data[place * 64 + number] = value[0] | 1

@@ -45,7 +45,7 @@ def test_a_job_can_be_cancelled_until_its_point_is_being_completed():
     st.tuples(UUIDS, st.integers(1, 9), st.integers(0, 9999)),
     st.tuples(UUIDS, st.integers(1, 9), st.integers(0, 9999)),
 )
-def test_field_03a_an_export_name_is_never_used_twice(one: tuple[str, int, int], other: tuple[str, int, int]):
+def test_ff03a_an_export_name_is_never_used_twice(one: tuple[str, int, int], other: tuple[str, int, int]):
     names = job_rules.export_name(*one), job_rules.export_name(*other)
     assert (names[0] == names[1]) == (one == other)
 

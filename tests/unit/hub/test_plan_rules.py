@@ -163,7 +163,7 @@ def test_what_cannot_fit_is_refused(reads: list[int], free_bytes: int):
         max_size=4,
     )
 )
-def test_field_10_all_disks_and_all_of_each_must_be_copied(disks: list[tuple[int, int, int]]):
+def test_ff10_all_disks_and_all_of_each_must_be_copied(disks: list[tuple[int, int, int]]):
     job = pb.Job()
     for state, read_bytes, planned_read_bytes in disks:
         job.disks.add(read_bytes=read_bytes, planned_read_bytes=planned_read_bytes).state = state  # type: ignore[assignment]

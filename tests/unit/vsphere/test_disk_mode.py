@@ -44,7 +44,7 @@ def test_the_first_backup_is_a_full() -> None:
     assert reason(None) == "first_backup"
 
 
-def test_rule02_the_first_backup_after_turning_tracking_on_is_a_full() -> None:
+def test_rule_02_the_first_backup_after_turning_tracking_on_is_a_full() -> None:
     assert reason(previous(), enabled=True) == "cbt_just_enabled"
     assert reason(previous(), dataclasses.replace(NOW, change_id="")) == "change_id_missing"
     assert reason(previous(change_id="")) == "change_id_missing"
@@ -54,11 +54,11 @@ def test_rule02_the_first_backup_after_turning_tracking_on_is_a_full() -> None:
     "changes",
     [{"disk_object_id": "101-2001"}, {"backing_uuid": "6000C29b"}, {"key": 2001}],
 )
-def test_rule05_another_disk_in_the_same_place_is_a_full(changes: dict[str, object]) -> None:
+def test_rule_05_another_disk_in_the_same_place_is_a_full(changes: dict[str, object]) -> None:
     assert reason(previous(**changes)) == "identity_changed"
 
 
-def test_rule05_a_device_key_alone_is_no_identity() -> None:
+def test_rule_05_a_device_key_alone_is_no_identity() -> None:
     nameless = dataclasses.replace(NOW, disk_object_id="", backing_uuid="")
     assert reason(previous(disk_object_id="", backing_uuid=""), nameless) == "identity_changed"
     without_object_id = dataclasses.replace(NOW, disk_object_id="")
@@ -66,23 +66,23 @@ def test_rule05_a_device_key_alone_is_no_identity() -> None:
     assert reason(previous(backing_uuid="")) == ""
 
 
-def test_rule06_a_change_id_of_another_tracking_is_a_full() -> None:
+def test_rule_06_a_change_id_of_another_tracking_is_a_full() -> None:
     assert reason(previous(change_id="52 00/8")) == "change_id_rejected"
 
 
-def test_rule06_a_change_id_from_the_future_is_a_full() -> None:
+def test_rule_06_a_change_id_from_the_future_is_a_full() -> None:
     """The VM was put back to an older snapshot."""
     assert reason(previous(change_id=f"{TRACKING}/10")) == "change_id_rejected"
     assert reason(previous(change_id=f"{TRACKING}/9")) == ""
 
 
 @pytest.mark.parametrize("odd", [TRACKING, "/8", "*", f"{TRACKING}/", f"{TRACKING}/x", f"{TRACKING}/-1"])
-def test_rule06_a_change_id_that_is_none_is_a_full(odd: str) -> None:
+def test_rule_06_a_change_id_that_is_none_is_a_full(odd: str) -> None:
     assert reason(previous(change_id=odd)) == "change_id_rejected"
     assert reason(previous(), dataclasses.replace(NOW, change_id=odd)) == "change_id_rejected"
 
 
-def test_rule14_another_size_is_a_full() -> None:
+def test_rule_14_another_size_is_a_full() -> None:
     grown = dataclasses.replace(NOW, capacity_bytes=NOW.capacity_bytes + 512)
     assert reason(previous(), grown) == "capacity_changed"
 

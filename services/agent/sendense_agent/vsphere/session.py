@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import http.client
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.vsphere.faults import translate
 from sendense_agent.vsphere.tls import Trusted, VcenterTarget, connection_failed, recognize
 from sendense_common.errors import SendenseError
+from sendense_common.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)
 
@@ -239,23 +240,9 @@ async def open_session(target: VcenterTarget, username: str, password: str) -> A
     finally:
         for task in keeping:
             task.cancel()
-        await _to_its_end(session.close())
-        await _to_its_end(_ended(keeping))
+        await undisturbed(session.close())  # one that nobody closed lives for hours
+        await undisturbed(_ended(keeping))
 
 
 async def _ended(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Does it even when this task is cancelled meanwhile: a session that nobody closed lives for hours."""
-    task = asyncio.ensure_future(work)
-    interrupted: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as cancelled:
-            interrupted = cancelled
-    task.result()
-    if interrupted is not None:
-        raise interrupted

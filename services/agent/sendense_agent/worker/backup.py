@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
@@ -18,6 +18,7 @@ from sendense_agent.worker.plan import DiskPlan, plan_disk
 from sendense_agent.worker.site import Site
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError
+from sendense_common.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)
 
@@ -132,13 +133,13 @@ class Backup:
                 snapshot = await asyncio.shield(making)
         except BaseException:
             # vSphere may have made it, or may go on making it, and nobody else would know of it.
-            await _undisturbed(self._remove_unknown(machine, making))
+            await undisturbed(self._remove_unknown(machine, making))
             raise
         try:
             yield snapshot
         finally:
             with telemetry.span("remove snapshot"):
-                await _undisturbed(self._remove(snapshot))
+                await undisturbed(self._remove(snapshot))
 
     async def _remove(self, snapshot: Snapshot) -> None:
         try:
@@ -251,20 +252,6 @@ def _refuse_fulls(vm_name: str, plans: list[DiskPlan]) -> None:
             disk=fulls[0].disk.key,
             why=why,
         )
-
-
-async def _undisturbed(work: Coroutine[None, None, None]) -> None:
-    """Does it to its end even when this task is cancelled meanwhile, which then counts afterwards."""
-    task = asyncio.ensure_future(work)
-    interrupted: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as cancelled:
-            interrupted = cancelled
-    task.result()
-    if interrupted is not None:
-        raise interrupted
 
 
 async def _stopped(stopping: asyncio.Event) -> SendenseError:
