@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sendense.agent.v1 import backup_pb2 as _backup_pb2
 from sendense.agent.v1 import vcenter_access_pb2 as _vcenter_access_pb2
 import builtins as _builtins
@@ -19,6 +20,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Severity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Severity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEVERITY_UNSPECIFIED: _Severity.ValueType  # 0
+    """Not set."""
+    SEVERITY_OK: _Severity.ValueType  # 1
+    """As it should be."""
+    SEVERITY_WARNING: _Severity.ValueType  # 2
+    """Backups work, but not as well as they could."""
+    SEVERITY_ERROR: _Severity.ValueType  # 3
+    """A backup would fail."""
+
+class Severity(_Severity, metaclass=_SeverityEnumTypeWrapper):
+    """How much something matters for a backup."""
+
+SEVERITY_UNSPECIFIED: Severity.ValueType  # 0
+"""Not set."""
+SEVERITY_OK: Severity.ValueType  # 1
+"""As it should be."""
+SEVERITY_WARNING: Severity.ValueType  # 2
+"""Backups work, but not as well as they could."""
+SEVERITY_ERROR: Severity.ValueType  # 3
+"""A backup would fail."""
+Global___Severity: _TypeAlias = Severity  # noqa: Y015
 
 @_typing.final
 class GetAgentRequest(_message.Message):
@@ -356,3 +385,97 @@ class CleanUpSnapshotsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CleanUpSnapshotsResponse: _TypeAlias = CleanUpSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class CheckVirtualMachineRequest(_message.Message):
+    """See CheckVirtualMachine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCENTER_FIELD_NUMBER: _builtins.int
+    VM_INSTANCE_UUID_FIELD_NUMBER: _builtins.int
+    VM_NAME_FIELD_NUMBER: _builtins.int
+    HUB_ID_FIELD_NUMBER: _builtins.int
+    vm_instance_uuid: _builtins.str
+    """The VM, by instance UUID."""
+    vm_name: _builtins.str
+    """Its name, for messages only."""
+    hub_id: _builtins.str
+    """This hub's ID: snapshots that it made are told from others."""
+    @_builtins.property
+    def vcenter(self) -> _vcenter_access_pb2.VcenterAccess:
+        """The vCenter; a lease for OPERATION_INVENTORY."""
+
+    def __init__(
+        self,
+        *,
+        vcenter: _vcenter_access_pb2.VcenterAccess | None = ...,
+        vm_instance_uuid: _builtins.str = ...,
+        vm_name: _builtins.str = ...,
+        hub_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vcenter", b"vcenter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hub_id", b"hub_id", "vcenter", b"vcenter", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckVirtualMachineRequest: _TypeAlias = CheckVirtualMachineRequest  # noqa: Y015
+
+@_typing.final
+class CheckVirtualMachineResponse(_message.Message):
+    """See CheckVirtualMachine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___MachineFinding]:
+        """In the order in which they matter."""
+
+    def __init__(
+        self,
+        *,
+        findings: _abc.Iterable[Global___MachineFinding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckVirtualMachineResponse: _TypeAlias = CheckVirtualMachineResponse  # noqa: Y015
+
+@_typing.final
+class MachineFinding(_message.Message):
+    """One thing that was looked at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    FINDING_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Stable, as "snapshots" or "disk.2000"."""
+    severity: Global___Severity.ValueType
+    """How much it matters."""
+    finding: _builtins.str
+    """What was found."""
+    remedy: _builtins.str
+    """What to do; empty when there is nothing to do."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        severity: Global___Severity.ValueType = ...,
+        finding: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finding", b"finding", "name", b"name", "remedy", b"remedy", "severity", b"severity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineFinding: _TypeAlias = MachineFinding  # noqa: Y015

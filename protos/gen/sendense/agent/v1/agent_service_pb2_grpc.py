@@ -51,6 +51,11 @@ class AgentServiceStub:
                 request_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.TestVcenterRequest.SerializeToString,
                 response_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.TestVcenterResponse.FromString,
                 _registered_method=True)
+        self.CheckVirtualMachine = channel.unary_unary(
+                '/sendense.agent.v1.AgentService/CheckVirtualMachine',
+                request_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.CheckVirtualMachineRequest.SerializeToString,
+                response_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.CheckVirtualMachineResponse.FromString,
+                _registered_method=True)
         self.RunBackup = channel.stream_stream(
                 '/sendense.agent.v1.AgentService/RunBackup',
                 request_serializer=sendense_dot_agent_dot_v1_dot_backup__pb2.RunBackupRequest.SerializeToString,
@@ -83,6 +88,14 @@ class AgentServiceServicer:
 
     def TestVcenter(self, request, context):
         """Logs in once, reads the vCenter's identity, logs out. Failures as status with ErrorInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckVirtualMachine(self, request, context):
+        """Logs in once and looks at one VM as a backup would, without touching it: what would keep a backup from
+        working, and what to do about it. VM_NOT_FOUND, and failures of the login, as status with ErrorInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +135,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.TestVcenter,
                     request_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.TestVcenterRequest.FromString,
                     response_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.TestVcenterResponse.SerializeToString,
+            ),
+            'CheckVirtualMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckVirtualMachine,
+                    request_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.CheckVirtualMachineRequest.FromString,
+                    response_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.CheckVirtualMachineResponse.SerializeToString,
             ),
             'RunBackup': grpc.stream_stream_rpc_method_handler(
                     servicer.RunBackup,
@@ -216,6 +234,33 @@ class AgentService:
             '/sendense.agent.v1.AgentService/TestVcenter',
             sendense_dot_agent_dot_v1_dot_agent__service__pb2.TestVcenterRequest.SerializeToString,
             sendense_dot_agent_dot_v1_dot_agent__service__pb2.TestVcenterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckVirtualMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.agent.v1.AgentService/CheckVirtualMachine',
+            sendense_dot_agent_dot_v1_dot_agent__service__pb2.CheckVirtualMachineRequest.SerializeToString,
+            sendense_dot_agent_dot_v1_dot_agent__service__pb2.CheckVirtualMachineResponse.FromString,
             options,
             channel_credentials,
             insecure,

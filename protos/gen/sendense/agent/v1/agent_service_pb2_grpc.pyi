@@ -23,6 +23,10 @@ class AgentServiceStub:
     """Logs in once and lists all VMs. Streams pages of at most 100."""
     TestVcenter: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.TestVcenterRequest, _agent_service_pb2.TestVcenterResponse]
     """Logs in once, reads the vCenter's identity, logs out. Failures as status with ErrorInfo."""
+    CheckVirtualMachine: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.CheckVirtualMachineRequest, _agent_service_pb2.CheckVirtualMachineResponse]
+    """Logs in once and looks at one VM as a backup would, without touching it: what would keep a backup from
+    working, and what to do about it. VM_NOT_FOUND, and failures of the login, as status with ErrorInfo.
+    """
     RunBackup: _aio.StreamStreamMultiCallable[_backup_pb2.RunBackupRequest, _backup_pb2.RunBackupResponse]
     """Starts or rejoins a backup. The first request is `start`. The stream is not the job: losing it
     cancels nothing, and after `orphan_timeout` without a stream the agent cleans up by itself.
@@ -59,6 +63,16 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_agent_service_pb2.TestVcenterRequest, _abc.Awaitable[_agent_service_pb2.TestVcenterResponse]],
     ) -> _abc.Awaitable[_agent_service_pb2.TestVcenterResponse]:
         """Logs in once, reads the vCenter's identity, logs out. Failures as status with ErrorInfo."""
+
+    @_abc_1.abstractmethod
+    def CheckVirtualMachine(
+        self,
+        request: _agent_service_pb2.CheckVirtualMachineRequest,
+        context: _aio.ServicerContext[_agent_service_pb2.CheckVirtualMachineRequest, _abc.Awaitable[_agent_service_pb2.CheckVirtualMachineResponse]],
+    ) -> _abc.Awaitable[_agent_service_pb2.CheckVirtualMachineResponse]:
+        """Logs in once and looks at one VM as a backup would, without touching it: what would keep a backup from
+        working, and what to do about it. VM_NOT_FOUND, and failures of the login, as status with ErrorInfo.
+        """
 
     @_abc_1.abstractmethod
     def RunBackup(

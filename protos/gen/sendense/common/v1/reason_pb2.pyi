@@ -56,6 +56,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """vSphere answered with another fault; metadata has its type and words."""
     REASON_VCENTER_SESSION_LOST: _Reason.ValueType  # 28
     """The vCenter session ended and could not be renewed."""
+    REASON_DATASTORE_FULL: _Reason.ValueType  # 29
+    """A datastore has less free space than must stay free there while a snapshot exists."""
     REASON_VM_NOT_FOUND: _Reason.ValueType  # 40
     """No VM of that name or ID at that vCenter."""
     REASON_VM_AMBIGUOUS: _Reason.ValueType  # 41
@@ -80,6 +82,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """An incremental was demanded and is not possible; metadata says why."""
     REASON_CBT_INCONSISTENT: _Reason.ValueType  # 51
     """Changed block tracking gave an answer that cannot be right."""
+    REASON_SNAPSHOT_TOO_OLD: _Reason.ValueType  # 52
+    """The snapshot reached its maximum age and was removed."""
     REASON_JOB_NOT_FOUND: _Reason.ValueType  # 60
     """No job with that ID."""
     REASON_JOB_ENDED: _Reason.ValueType  # 61
@@ -186,6 +190,8 @@ REASON_VSPHERE_FAULT: Reason.ValueType  # 27
 """vSphere answered with another fault; metadata has its type and words."""
 REASON_VCENTER_SESSION_LOST: Reason.ValueType  # 28
 """The vCenter session ended and could not be renewed."""
+REASON_DATASTORE_FULL: Reason.ValueType  # 29
+"""A datastore has less free space than must stay free there while a snapshot exists."""
 REASON_VM_NOT_FOUND: Reason.ValueType  # 40
 """No VM of that name or ID at that vCenter."""
 REASON_VM_AMBIGUOUS: Reason.ValueType  # 41
@@ -210,6 +216,8 @@ REASON_INCREMENTAL_NOT_POSSIBLE: Reason.ValueType  # 50
 """An incremental was demanded and is not possible; metadata says why."""
 REASON_CBT_INCONSISTENT: Reason.ValueType  # 51
 """Changed block tracking gave an answer that cannot be right."""
+REASON_SNAPSHOT_TOO_OLD: Reason.ValueType  # 52
+"""The snapshot reached its maximum age and was removed."""
 REASON_JOB_NOT_FOUND: Reason.ValueType  # 60
 """No job with that ID."""
 REASON_JOB_ENDED: Reason.ValueType  # 61

@@ -23,41 +23,50 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from sendense.hub.v1 import system_service_pb2 as sendense_dot_hub_dot_v1_dot_system__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sendense/hub/v1/vcenter_service.proto\x12\x0fsendense.hub.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xde\x01\n\x07Vcenter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\x05\x12\x10\n\x06\x63\x61_pem\x18\x04 \x01(\tH\x00\x12\x1c\n\x12\x63\x65rtificate_sha256\x18\x05 \x01(\x0cH\x00\x12\x15\n\rcredential_id\x18\x06 \x01(\t\x12\x11\n\tsite_name\x18\x07 \x01(\t\x12\x15\n\rinstance_uuid\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05trust\">\n\x11\x41\x64\x64VcenterRequest\x12)\n\x07vcenter\x18\x01 \x01(\x0b\x32\x18.sendense.hub.v1.Vcenter\"?\n\x12\x41\x64\x64VcenterResponse\x12)\n\x07vcenter\x18\x01 \x01(\x0b\x32\x18.sendense.hub.v1.Vcenter\"\x15\n\x13ListVcentersRequest\"B\n\x14ListVcentersResponse\x12*\n\x08vcenters\x18\x01 \x03(\x0b\x32\x18.sendense.hub.v1.Vcenter\"\"\n\x12TestVcenterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x13TestVcenterResponse\x12\x15\n\rinstance_uuid\x18\x01 \x01(\t\x12\x11\n\tfull_name\x18\x02 \x01(\t\"$\n\x14RemoveVcenterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x15RemoveVcenterResponse\x12\x15\n\rcredential_id\x18\x01 \x01(\t\"2\n\x1aListVirtualMachinesRequest\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\"^\n\x1bListVirtualMachinesResponse\x12?\n\x10virtual_machines\x18\x01 \x03(\x0b\x32%.sendense.hub.v1.ListedVirtualMachine\"\xa3\x02\n\x14ListedVirtualMachine\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\x12\x15\n\rinstance_uuid\x18\x02 \x01(\t\x12\r\n\x05moref\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0e\n\x06\x66older\x18\x05 \x01(\t\x12\x13\n\x0bpower_state\x18\x06 \x01(\t\x12\x0c\n\x04host\x18\x07 \x01(\t\x12\r\n\x05guest\x18\x08 \x01(\t\x12\x1e\n\x16\x63hanged_block_tracking\x18\t \x01(\x08\x12*\n\x05\x64isks\x18\n \x03(\x0b\x32\x1b.sendense.hub.v1.ListedDisk\x12\x33\n\x0flast_point_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\nListedDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x1c\n\x14unprotectable_reason\x18\x04 \x01(\t2\xf0\x03\n\x0eVcenterService\x12U\n\nAddVcenter\x12\".sendense.hub.v1.AddVcenterRequest\x1a#.sendense.hub.v1.AddVcenterResponse\x12[\n\x0cListVcenters\x12$.sendense.hub.v1.ListVcentersRequest\x1a%.sendense.hub.v1.ListVcentersResponse\x12X\n\x0bTestVcenter\x12#.sendense.hub.v1.TestVcenterRequest\x1a$.sendense.hub.v1.TestVcenterResponse\x12^\n\rRemoveVcenter\x12%.sendense.hub.v1.RemoveVcenterRequest\x1a&.sendense.hub.v1.RemoveVcenterResponse\x12p\n\x13ListVirtualMachines\x12+.sendense.hub.v1.ListVirtualMachinesRequest\x1a,.sendense.hub.v1.ListVirtualMachinesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sendense/hub/v1/vcenter_service.proto\x12\x0fsendense.hub.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$sendense/hub/v1/system_service.proto\"\x96\x02\n\x07Vcenter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\x05\x12\x10\n\x06\x63\x61_pem\x18\x04 \x01(\tH\x00\x12\x1c\n\x12\x63\x65rtificate_sha256\x18\x05 \x01(\x0cH\x00\x12\x15\n\rcredential_id\x18\x06 \x01(\t\x12\x11\n\tsite_name\x18\x07 \x01(\t\x12\x15\n\rinstance_uuid\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12login_refused_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05trust\">\n\x11\x41\x64\x64VcenterRequest\x12)\n\x07vcenter\x18\x01 \x01(\x0b\x32\x18.sendense.hub.v1.Vcenter\"?\n\x12\x41\x64\x64VcenterResponse\x12)\n\x07vcenter\x18\x01 \x01(\x0b\x32\x18.sendense.hub.v1.Vcenter\"\x15\n\x13ListVcentersRequest\"B\n\x14ListVcentersResponse\x12*\n\x08vcenters\x18\x01 \x03(\x0b\x32\x18.sendense.hub.v1.Vcenter\"\"\n\x12TestVcenterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x13TestVcenterResponse\x12\x15\n\rinstance_uuid\x18\x01 \x01(\t\x12\x11\n\tfull_name\x18\x02 \x01(\t\"$\n\x14RemoveVcenterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x15RemoveVcenterResponse\x12\x15\n\rcredential_id\x18\x01 \x01(\t\"2\n\x1aListVirtualMachinesRequest\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\"^\n\x1bListVirtualMachinesResponse\x12?\n\x10virtual_machines\x18\x01 \x03(\x0b\x32%.sendense.hub.v1.ListedVirtualMachine\"\xa3\x02\n\x14ListedVirtualMachine\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\x12\x15\n\rinstance_uuid\x18\x02 \x01(\t\x12\r\n\x05moref\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0e\n\x06\x66older\x18\x05 \x01(\t\x12\x13\n\x0bpower_state\x18\x06 \x01(\t\x12\x0c\n\x04host\x18\x07 \x01(\t\x12\r\n\x05guest\x18\x08 \x01(\t\x12\x1e\n\x16\x63hanged_block_tracking\x18\t \x01(\x08\x12*\n\x05\x64isks\x18\n \x03(\x0b\x32\x1b.sendense.hub.v1.ListedDisk\x12\x33\n\x0flast_point_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\nListedDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x1c\n\x14unprotectable_reason\x18\x04 \x01(\t\"W\n\x1a\x43heckVirtualMachineRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x14\n\x0cvcenter_name\x18\x02 \x01(\t\x12\x17\n\x0frepository_name\x18\x03 \x01(\t\"\x86\x01\n\x1b\x43heckVirtualMachineResponse\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\x12\x0f\n\x07vm_name\x18\x02 \x01(\t\x12\x18\n\x10vm_instance_uuid\x18\x03 \x01(\t\x12&\n\x06\x63hecks\x18\x04 \x03(\x0b\x32\x16.sendense.hub.v1.Check\")\n\x19NotePasswordChangeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1c\n\x1aNotePasswordChangeResponse2\xd1\x05\n\x0eVcenterService\x12U\n\nAddVcenter\x12\".sendense.hub.v1.AddVcenterRequest\x1a#.sendense.hub.v1.AddVcenterResponse\x12[\n\x0cListVcenters\x12$.sendense.hub.v1.ListVcentersRequest\x1a%.sendense.hub.v1.ListVcentersResponse\x12X\n\x0bTestVcenter\x12#.sendense.hub.v1.TestVcenterRequest\x1a$.sendense.hub.v1.TestVcenterResponse\x12^\n\rRemoveVcenter\x12%.sendense.hub.v1.RemoveVcenterRequest\x1a&.sendense.hub.v1.RemoveVcenterResponse\x12p\n\x13ListVirtualMachines\x12+.sendense.hub.v1.ListVirtualMachinesRequest\x1a,.sendense.hub.v1.ListVirtualMachinesResponse\x12p\n\x13\x43heckVirtualMachine\x12+.sendense.hub.v1.CheckVirtualMachineRequest\x1a,.sendense.hub.v1.CheckVirtualMachineResponse\x12m\n\x12NotePasswordChange\x12*.sendense.hub.v1.NotePasswordChangeRequest\x1a+.sendense.hub.v1.NotePasswordChangeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.hub.v1.vcenter_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VCENTER']._serialized_start=92
-  _globals['_VCENTER']._serialized_end=314
-  _globals['_ADDVCENTERREQUEST']._serialized_start=316
-  _globals['_ADDVCENTERREQUEST']._serialized_end=378
-  _globals['_ADDVCENTERRESPONSE']._serialized_start=380
-  _globals['_ADDVCENTERRESPONSE']._serialized_end=443
-  _globals['_LISTVCENTERSREQUEST']._serialized_start=445
-  _globals['_LISTVCENTERSREQUEST']._serialized_end=466
-  _globals['_LISTVCENTERSRESPONSE']._serialized_start=468
-  _globals['_LISTVCENTERSRESPONSE']._serialized_end=534
-  _globals['_TESTVCENTERREQUEST']._serialized_start=536
-  _globals['_TESTVCENTERREQUEST']._serialized_end=570
-  _globals['_TESTVCENTERRESPONSE']._serialized_start=572
-  _globals['_TESTVCENTERRESPONSE']._serialized_end=635
-  _globals['_REMOVEVCENTERREQUEST']._serialized_start=637
-  _globals['_REMOVEVCENTERREQUEST']._serialized_end=673
-  _globals['_REMOVEVCENTERRESPONSE']._serialized_start=675
-  _globals['_REMOVEVCENTERRESPONSE']._serialized_end=721
-  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_start=723
-  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_end=773
-  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_start=775
-  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_end=869
-  _globals['_LISTEDVIRTUALMACHINE']._serialized_start=872
-  _globals['_LISTEDVIRTUALMACHINE']._serialized_end=1163
-  _globals['_LISTEDDISK']._serialized_start=1165
-  _globals['_LISTEDDISK']._serialized_end=1259
-  _globals['_VCENTERSERVICE']._serialized_start=1262
-  _globals['_VCENTERSERVICE']._serialized_end=1758
+  _globals['_VCENTER']._serialized_start=130
+  _globals['_VCENTER']._serialized_end=408
+  _globals['_ADDVCENTERREQUEST']._serialized_start=410
+  _globals['_ADDVCENTERREQUEST']._serialized_end=472
+  _globals['_ADDVCENTERRESPONSE']._serialized_start=474
+  _globals['_ADDVCENTERRESPONSE']._serialized_end=537
+  _globals['_LISTVCENTERSREQUEST']._serialized_start=539
+  _globals['_LISTVCENTERSREQUEST']._serialized_end=560
+  _globals['_LISTVCENTERSRESPONSE']._serialized_start=562
+  _globals['_LISTVCENTERSRESPONSE']._serialized_end=628
+  _globals['_TESTVCENTERREQUEST']._serialized_start=630
+  _globals['_TESTVCENTERREQUEST']._serialized_end=664
+  _globals['_TESTVCENTERRESPONSE']._serialized_start=666
+  _globals['_TESTVCENTERRESPONSE']._serialized_end=729
+  _globals['_REMOVEVCENTERREQUEST']._serialized_start=731
+  _globals['_REMOVEVCENTERREQUEST']._serialized_end=767
+  _globals['_REMOVEVCENTERRESPONSE']._serialized_start=769
+  _globals['_REMOVEVCENTERRESPONSE']._serialized_end=815
+  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_start=817
+  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_end=867
+  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_start=869
+  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_end=963
+  _globals['_LISTEDVIRTUALMACHINE']._serialized_start=966
+  _globals['_LISTEDVIRTUALMACHINE']._serialized_end=1257
+  _globals['_LISTEDDISK']._serialized_start=1259
+  _globals['_LISTEDDISK']._serialized_end=1353
+  _globals['_CHECKVIRTUALMACHINEREQUEST']._serialized_start=1355
+  _globals['_CHECKVIRTUALMACHINEREQUEST']._serialized_end=1442
+  _globals['_CHECKVIRTUALMACHINERESPONSE']._serialized_start=1445
+  _globals['_CHECKVIRTUALMACHINERESPONSE']._serialized_end=1579
+  _globals['_NOTEPASSWORDCHANGEREQUEST']._serialized_start=1581
+  _globals['_NOTEPASSWORDCHANGEREQUEST']._serialized_end=1622
+  _globals['_NOTEPASSWORDCHANGERESPONSE']._serialized_start=1624
+  _globals['_NOTEPASSWORDCHANGERESPONSE']._serialized_end=1652
+  _globals['_VCENTERSERVICE']._serialized_start=1655
+  _globals['_VCENTERSERVICE']._serialized_end=2376
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from sendense.hub.v1 import system_service_pb2 as _system_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -34,6 +35,7 @@ class Vcenter(_message.Message):
     SITE_NAME_FIELD_NUMBER: _builtins.int
     INSTANCE_UUID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    LOGIN_REFUSED_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique; lower-case letters, digits, dots and dashes, 1 to 63 characters."""
     host: _builtins.str
@@ -54,6 +56,12 @@ class Vcenter(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was added."""
 
+    @_builtins.property
+    def login_refused_time(self) -> _timestamp_pb2.Timestamp:
+        """When vSphere refused its password; from then on nothing logs in until it was changed or tested.
+        Not set: it was not refused.
+        """
+
     def __init__(
         self,
         *,
@@ -66,10 +74,11 @@ class Vcenter(_message.Message):
         site_name: _builtins.str = ...,
         instance_uuid: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        login_refused_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_sha256", b"certificate_sha256", "create_time", b"create_time", "trust", b"trust"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_sha256", b"certificate_sha256", "create_time", b"create_time", "login_refused_time", b"login_refused_time", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_sha256", b"certificate_sha256", "create_time", b"create_time", "credential_id", b"credential_id", "host", b"host", "instance_uuid", b"instance_uuid", "name", b"name", "port", b"port", "site_name", b"site_name", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_sha256", b"certificate_sha256", "create_time", b"create_time", "credential_id", b"credential_id", "host", b"host", "instance_uuid", b"instance_uuid", "login_refused_time", b"login_refused_time", "name", b"name", "port", b"port", "site_name", b"site_name", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_trust: _TypeAlias = _typing.Literal["ca_pem", "certificate_sha256"]  # noqa: Y015
     _WhichOneofArgType_trust: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015
@@ -403,3 +412,108 @@ class ListedDisk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListedDisk: _TypeAlias = ListedDisk  # noqa: Y015
+
+@_typing.final
+class CheckVirtualMachineRequest(_message.Message):
+    """See CheckVirtualMachine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    VCENTER_NAME_FIELD_NUMBER: _builtins.int
+    REPOSITORY_NAME_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """Name, managed object ID or instance UUID of the VM."""
+    vcenter_name: _builtins.str
+    """Name of its vCenter; empty: any that has it."""
+    repository_name: _builtins.str
+    """Repository whose space is looked at; empty: "default"."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        vcenter_name: _builtins.str = ...,
+        repository_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository_name", b"repository_name", "vcenter_name", b"vcenter_name", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckVirtualMachineRequest: _TypeAlias = CheckVirtualMachineRequest  # noqa: Y015
+
+@_typing.final
+class CheckVirtualMachineResponse(_message.Message):
+    """See CheckVirtualMachine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCENTER_NAME_FIELD_NUMBER: _builtins.int
+    VM_NAME_FIELD_NUMBER: _builtins.int
+    VM_INSTANCE_UUID_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    vcenter_name: _builtins.str
+    """Name of the vCenter."""
+    vm_name: _builtins.str
+    """Name of the VM."""
+    vm_instance_uuid: _builtins.str
+    """Instance UUID of the VM."""
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[_system_service_pb2.Check]:
+        """Every check that was made; an error means that a backup would fail."""
+
+    def __init__(
+        self,
+        *,
+        vcenter_name: _builtins.str = ...,
+        vm_name: _builtins.str = ...,
+        vm_instance_uuid: _builtins.str = ...,
+        checks: _abc.Iterable[_system_service_pb2.Check] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "vcenter_name", b"vcenter_name", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckVirtualMachineResponse: _TypeAlias = CheckVirtualMachineResponse  # noqa: Y015
+
+@_typing.final
+class NotePasswordChangeRequest(_message.Message):
+    """See NotePasswordChange."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the vCenter."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NotePasswordChangeRequest: _TypeAlias = NotePasswordChangeRequest  # noqa: Y015
+
+@_typing.final
+class NotePasswordChangeResponse(_message.Message):
+    """See NotePasswordChange."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NotePasswordChangeResponse: _TypeAlias = NotePasswordChangeResponse  # noqa: Y015

@@ -60,6 +60,16 @@ class VcenterServiceStub:
                 request_serializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ListVirtualMachinesRequest.SerializeToString,
                 response_deserializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ListVirtualMachinesResponse.FromString,
                 _registered_method=True)
+        self.CheckVirtualMachine = channel.unary_unary(
+                '/sendense.hub.v1.VcenterService/CheckVirtualMachine',
+                request_serializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.CheckVirtualMachineRequest.SerializeToString,
+                response_deserializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.CheckVirtualMachineResponse.FromString,
+                _registered_method=True)
+        self.NotePasswordChange = channel.unary_unary(
+                '/sendense.hub.v1.VcenterService/NotePasswordChange',
+                request_serializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.NotePasswordChangeRequest.SerializeToString,
+                response_deserializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.NotePasswordChangeResponse.FromString,
+                _registered_method=True)
 
 
 class VcenterServiceServicer:
@@ -102,6 +112,22 @@ class VcenterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckVirtualMachine(self, request, context):
+        """Looks at one VM as a backup would, through the site's agent, without touching it. VM_NOT_FOUND,
+        VM_AMBIGUOUS, REPOSITORY_NOT_FOUND, and failures of the login.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NotePasswordChange(self, request, context):
+        """The caller has changed the password of a vCenter at the credentials service: a login that was refused
+        before keeps nothing waiting any more. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VcenterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +155,16 @@ def add_VcenterServiceServicer_to_server(servicer, server):
                     servicer.ListVirtualMachines,
                     request_deserializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ListVirtualMachinesRequest.FromString,
                     response_serializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ListVirtualMachinesResponse.SerializeToString,
+            ),
+            'CheckVirtualMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckVirtualMachine,
+                    request_deserializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.CheckVirtualMachineRequest.FromString,
+                    response_serializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.CheckVirtualMachineResponse.SerializeToString,
+            ),
+            'NotePasswordChange': grpc.unary_unary_rpc_method_handler(
+                    servicer.NotePasswordChange,
+                    request_deserializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.NotePasswordChangeRequest.FromString,
+                    response_serializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.NotePasswordChangeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +303,60 @@ class VcenterService:
             '/sendense.hub.v1.VcenterService/ListVirtualMachines',
             sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ListVirtualMachinesRequest.SerializeToString,
             sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ListVirtualMachinesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckVirtualMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.hub.v1.VcenterService/CheckVirtualMachine',
+            sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.CheckVirtualMachineRequest.SerializeToString,
+            sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.CheckVirtualMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NotePasswordChange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.hub.v1.VcenterService/NotePasswordChange',
+            sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.NotePasswordChangeRequest.SerializeToString,
+            sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.NotePasswordChangeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,6 +28,14 @@ class VcenterServiceStub:
     """Forgets a vCenter. VCENTER_IN_USE while it has jobs running; its restore points stay."""
     ListVirtualMachines: _aio.UnaryUnaryMultiCallable[_vcenter_service_pb2.ListVirtualMachinesRequest, _vcenter_service_pb2.ListVirtualMachinesResponse]
     """Reads the VMs from the vCenter through the site's agent."""
+    CheckVirtualMachine: _aio.UnaryUnaryMultiCallable[_vcenter_service_pb2.CheckVirtualMachineRequest, _vcenter_service_pb2.CheckVirtualMachineResponse]
+    """Looks at one VM as a backup would, through the site's agent, without touching it. VM_NOT_FOUND,
+    VM_AMBIGUOUS, REPOSITORY_NOT_FOUND, and failures of the login.
+    """
+    NotePasswordChange: _aio.UnaryUnaryMultiCallable[_vcenter_service_pb2.NotePasswordChangeRequest, _vcenter_service_pb2.NotePasswordChangeResponse]
+    """The caller has changed the password of a vCenter at the credentials service: a login that was refused
+    before keeps nothing waiting any more. Idempotent.
+    """
 
 class VcenterServiceServicer(metaclass=_abc_1.ABCMeta):
     """The vCenters and what is in them."""
@@ -73,5 +81,25 @@ class VcenterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_vcenter_service_pb2.ListVirtualMachinesRequest, _abc.Awaitable[_vcenter_service_pb2.ListVirtualMachinesResponse]],
     ) -> _abc.Awaitable[_vcenter_service_pb2.ListVirtualMachinesResponse]:
         """Reads the VMs from the vCenter through the site's agent."""
+
+    @_abc_1.abstractmethod
+    def CheckVirtualMachine(
+        self,
+        request: _vcenter_service_pb2.CheckVirtualMachineRequest,
+        context: _aio.ServicerContext[_vcenter_service_pb2.CheckVirtualMachineRequest, _abc.Awaitable[_vcenter_service_pb2.CheckVirtualMachineResponse]],
+    ) -> _abc.Awaitable[_vcenter_service_pb2.CheckVirtualMachineResponse]:
+        """Looks at one VM as a backup would, through the site's agent, without touching it. VM_NOT_FOUND,
+        VM_AMBIGUOUS, REPOSITORY_NOT_FOUND, and failures of the login.
+        """
+
+    @_abc_1.abstractmethod
+    def NotePasswordChange(
+        self,
+        request: _vcenter_service_pb2.NotePasswordChangeRequest,
+        context: _aio.ServicerContext[_vcenter_service_pb2.NotePasswordChangeRequest, _abc.Awaitable[_vcenter_service_pb2.NotePasswordChangeResponse]],
+    ) -> _abc.Awaitable[_vcenter_service_pb2.NotePasswordChangeResponse]:
+        """The caller has changed the password of a vCenter at the credentials service: a login that was refused
+        before keeps nothing waiting any more. Idempotent.
+        """
 
 def add_VcenterServiceServicer_to_server(servicer: VcenterServiceServicer, server: _aio.Server) -> None: ...
