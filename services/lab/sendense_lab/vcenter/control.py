@@ -112,6 +112,7 @@ class Commands:
             **dict.fromkeys(("quiesce_fails", "datastore_type"), datacenter),
             "objects_per_page": self._vcenter.registry,
             "lock_after": self._vcenter,
+            "missing_privileges": self._vcenter,
         }
         for name, value in settings.items():
             if name not in known or (name == "areas_wrong" and value and value not in WRONG):
@@ -152,6 +153,18 @@ class Commands:
     def set_power(self, vm: str, on: bool) -> None:
         """The VM is switched on or off."""
         self._machine(vm).power = "poweredOn" if on else "poweredOff"
+
+    def set_machine(
+        self,
+        vm: str,
+        tools_running: bool = True,
+        virtual_tpm: bool = False,
+        hardware_version: str = "vmx-20",
+    ) -> None:
+        """What else a VM is like."""
+        machine = self._machine(vm)
+        machine.tools_running, machine.virtual_tpm = tools_running, virtual_tpm
+        machine.hardware_version = hardware_version
 
     def mark_template(self, vm: str, template: bool) -> None:
         """The VM becomes a template, or a VM again."""

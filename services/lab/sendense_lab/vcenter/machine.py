@@ -44,7 +44,7 @@ class Machine(ManagedObject):
             parent=datacenter.vm_folder.reference,
             datastore=[datacenter.datastore.reference],
             capability=make(vim.vm.Capability, changeTrackingSupported=True),
-            guest=make(vim.vm.GuestInfo, toolsStatus="toolsOk", toolsRunningStatus="guestToolsRunning"),
+            guest=self._guest,
             recentTask=[],
         )
         self.datacenter = datacenter
@@ -55,6 +55,9 @@ class Machine(ManagedObject):
         self._made_at = now()
         self.template = False
         self.consolidation_needed = False
+        self.tools_running = True
+        self.virtual_tpm = False
+        self.hardware_version = "vmx-20"
         self.snapshots: list[Snapshot] = []
         self.hold_frozen: Path | None = None
         """Where a copy of every disk is kept at each snapshot; None: nowhere."""
@@ -139,6 +142,7 @@ class Machine(ManagedObject):
             deviceInfo=vim.Description(label="Network adapter 1", summary="VM Network"),
             backing=_DEVICE.VirtualEthernetCard.NetworkBackingInfo(deviceName="VM Network"),
         )
+        tpm = [_DEVICE.VirtualTPM(key=11000)] if self.virtual_tpm else []
         return make(
             vim.vm.ConfigInfo,
             name=name,
@@ -146,7 +150,7 @@ class Machine(ManagedObject):
             instanceUuid=self.instance_uuid,
             guestId="debian12_64Guest",
             guestFullName="Debian GNU/Linux 12 (64-bit)",
-            version="vmx-20",
+            version=self.hardware_version,
             firmware="efi",
             template=self.template,
             changeVersion="1",
@@ -157,7 +161,9 @@ class Machine(ManagedObject):
                 snapshotDirectory=f"[{store}] {self._folder}/",
             ),
             extraConfig=[vim.option.OptionValue(key="nvram", value=f"{file}.nvram")],
-            hardware=vim.vm.VirtualHardware(numCPU=2, memoryMB=2048, device=[controller, adapter, *devices]),
+            hardware=vim.vm.VirtualHardware(
+                numCPU=2, memoryMB=2048, device=[controller, adapter, *tpm, *devices]
+            ),
         )
 
     def _runtime(self) -> Any:
@@ -168,6 +174,14 @@ class Machine(ManagedObject):
             host=self.datacenter.host.reference,
             consolidationNeeded=self.consolidation_needed,
             toolsInstallerMounted=False,
+        )
+
+    def _guest(self) -> Any:
+        running = self.tools_running and self.power == "poweredOn"
+        return make(
+            vim.vm.GuestInfo,
+            toolsStatus="toolsOk" if running else "toolsNotRunning",
+            toolsRunningStatus="guestToolsRunning" if running else "guestToolsNotRunning",
         )
 
     def _summary(self) -> Any:

@@ -44,6 +44,8 @@ class Vcenter:
         self.sessions: dict[str, Any] = {}
         self.lock_after: int | None = 5
         """Wrong passwords in a row until the account is locked, as with single sign-on; None: never."""
+        self.missing_privileges: list[str] = []
+        """What the user may not do, as far as he asks; calls are not refused for it."""
         self.counters: collections.Counter[str] = collections.Counter()
         self._wrong_in_a_row = 0
         self._counting = threading.Lock()
@@ -105,7 +107,7 @@ class Vcenter:
         sessions = _SessionManager(self)
         views = _ViewManager(registry, vim.view.ViewManager, "ViewManager")
         search = _SearchIndex(self)
-        privileges = _AuthorizationManager(registry, vim.AuthorizationManager, "AuthorizationManager")
+        privileges = _AuthorizationManager(self)
         about = vim.AboutInfo(
             name="VMware vCenter Server",
             fullName="VMware vCenter Server 8.0.3 (simulated by sendense-lab)",
@@ -241,5 +243,9 @@ class _SearchIndex(ManagedObject):
 
 
 class _AuthorizationManager(ManagedObject):
+    def __init__(self, vcenter: Vcenter) -> None:
+        super().__init__(vcenter.registry, vim.AuthorizationManager, "AuthorizationManager")
+        self._vcenter = vcenter
+
     def HasPrivilegeOnEntity(self, caller: Caller, entity: Any, sessionId: str, privId: Any) -> Any:
-        return [True] * len(privId)
+        return [each not in self._vcenter.missing_privileges for each in privId]
