@@ -17,3 +17,16 @@ def short_tmp() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
     yield path
     shutil.rmtree(path)
+
+
+_ORDER = ("unit", "integration", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first; and installations that whole modules share start after tests that count processes."""
+
+    def place(item: pytest.Item) -> int:
+        found = [number for number, kind in enumerate(_ORDER) if item.get_closest_marker(kind)]
+        return min(found, default=len(_ORDER))
+
+    items.sort(key=place)

@@ -213,14 +213,10 @@ class World:
     def job(self, job_id: str) -> dict[str, Any]:
         return dict(self.ask("job", "show", job_id))
 
-    def wait_end(self, job_id: str, within_s: float = 120.0) -> dict[str, Any]:
-        ended = {"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"}
-
-        def look() -> dict[str, Any] | None:
-            job = self.job(job_id)
-            return job if job["state"] in ended else None
-
-        return dict(until(look, f"job {job_id} ends", within_s))
+    def wait_end(self, job_id: str) -> dict[str, Any]:
+        """The job when it has ended."""
+        watched = self.run("job", "watch", job_id, "--json")
+        return dict(json.loads(watched.stdout))
 
     def export(self, point: str, disk: int, file_format: str = "raw") -> Path:
         path = self.directory / f"{uuid.uuid4().hex}.{file_format}"

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 from tests.e2e.kit import MIB, Lab, World, data, until
@@ -12,6 +14,8 @@ from tests.e2e.kit import MIB, Lab, World, data, until
 pytestmark = pytest.mark.e2e
 
 _MOMENTS = 12
+# Ends early when it is set back to 0.
+_LONG_S = 100
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def test_cancelling_at_any_moment_leaves_nothing(shared_world: World, shared_lab
 def test_cancelling_while_the_snapshot_is_made_removes_it(
     shared_world: World, shared_lab: Lab, machine: str
 ) -> None:
-    shared_lab.command("delay_task", method="CreateSnapshot_Task", seconds=3)
+    shared_lab.command("delay_task", method="CreateSnapshot_Task", seconds=_LONG_S)
     try:
         job = shared_world.ask("backup", "start", machine)
         until(
@@ -59,16 +63,25 @@ def test_cancelling_while_the_snapshot_is_made_removes_it(
             "the snapshot is being made",
         )
         shared_world.ask("job", "cancel", job["job_id"])
-        assert shared_world.wait_end(job["job_id"])["state"] == "JOB_STATE_CANCELLED"
     finally:
         shared_lab.command("delay_task", method="CreateSnapshot_Task", seconds=0)
+    assert shared_world.wait_end(job["job_id"])["state"] == "JOB_STATE_CANCELLED"
     shared_world.assert_nothing_left((shared_lab, machine))
 
 
-def test_ctrl_c_detaches_and_the_job_goes_on(shared_world: World, shared_lab: Lab, machine: str) -> None:
-    shared_lab.command("delay_task", method="CreateSnapshot_Task", seconds=4)
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    """For what a test starts."""
+    with contextlib.ExitStack() as made:
+        yield made
+
+
+def test_ctrl_c_detaches_and_the_job_goes_on(
+    shared_world: World, shared_lab: Lab, machine: str, stack: contextlib.ExitStack
+) -> None:
+    shared_lab.command("delay_task", method="CreateSnapshot_Task", seconds=_LONG_S)
     try:
-        starting = shared_world.spawn("backup", "start", machine, "--wait")
+        starting = stack.enter_context(shared_world.spawn("backup", "start", machine, "--wait"))
         active = {"JOB_STATE_QUEUED", "JOB_STATE_RUNNING"}
         job_id = until(
             lambda: next(
@@ -77,7 +90,7 @@ def test_ctrl_c_detaches_and_the_job_goes_on(shared_world: World, shared_lab: La
             ),
             "the job runs",
         )
-        watching = shared_world.spawn("job", "watch", job_id)
+        watching = stack.enter_context(shared_world.spawn("job", "watch", job_id))
         assert watching.stdout is not None
         assert job_id[:8] in watching.stdout.readline()
         for process in (starting, watching):
@@ -92,7 +105,7 @@ def test_ctrl_c_detaches_and_the_job_goes_on(shared_world: World, shared_lab: La
 
 
 def test_a_second_job_for_the_same_vm_is_refused(shared_world: World, shared_lab: Lab, machine: str) -> None:
-    shared_lab.command("delay_task", method="CreateSnapshot_Task", seconds=3)
+    shared_lab.command("delay_task", method="CreateSnapshot_Task", seconds=_LONG_S)
     try:
         job = shared_world.ask("backup", "start", machine)
         code, error = shared_world.refused("backup", "start", machine)

@@ -109,17 +109,21 @@ async def open_export(
 
 async def _serve(layer: Path, name: str, socket: Path, capacity_bytes: int, options: Sequence[str]) -> Export:
     socket.unlink(missing_ok=True)
-    child = await programs.start(
-        [
-            "qemu-nbd",
-            "--persistent",  # without it, it ends after the first handshake
-            "--format=qcow2",
-            f"--socket={socket}",
-            f"--export-name={name}",
-            *options,
-            str(layer),
-        ]
-    )
+    try:
+        child = await programs.start(
+            [
+                "qemu-nbd",
+                "--persistent",  # without it, it ends after the first handshake
+                "--format=qcow2",
+                f"--socket={socket}",
+                f"--export-name={name}",
+                *options,
+                str(layer),
+            ]
+        )
+    except BaseException:
+        socket.unlink(missing_ok=True)  # a start that was cancelled has ended the child, not what it made
+        raise
     export = Export(name, socket, child)
     try:
         found = await _ask_until_ready(export)
