@@ -53,6 +53,7 @@ def run_service(
     A `SendenseError` from `main` is printed with its remedy and gives exit code 1.
     """
     configure_logging()
+    os.umask(0o077)  # databases, layers, keys: nothing of ours is anybody else's to read
     parent = os.environ.pop(PARENT_ENV, "")
     if parent:
         die_with_parent(int(parent))

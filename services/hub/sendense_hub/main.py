@@ -17,12 +17,13 @@ _DEFAULT_LISTEN = "0.0.0.0:8022"
 
 _EPILOG = """\
 Every option can be given as an environment variable instead: SENDENSE_STATE, SENDENSE_RUN, SENDENSE_LISTEN,
-SENDENSE_GATEWAYS, SENDENSE_CREDENTIALS_RUN, SENDENSE_REPOSITORY (several separated by blanks).
-SENDENSE_LOG sets the log level. Agents need the address of --listen and the host key, which is made at the
-first start: STATE/ssh_host_ed25519_key.pub.
+SENDENSE_GATEWAYS, SENDENSE_CONCURRENCY, SENDENSE_CREDENTIALS_RUN, SENDENSE_REPOSITORY (several separated
+by blanks). SENDENSE_LOG sets the log level. Agents need the address of --listen and the host key, which is
+made at the first start: STATE/ssh_host_ed25519_key.pub.
 
 example:
-  sendense-hub --state /var/lib/sendense/hub --listen 0.0.0.0:8022 --repository main=/backup
+  sendense-hub --state /var/lib/sendense/hub --credentials-run /var/lib/sendense/run/cred \\
+      --listen 0.0.0.0:8022 --repository default=/backup
 """
 
 
@@ -71,7 +72,15 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         default=Path(env["SENDENSE_CREDENTIALS_RUN"]) if env.get("SENDENSE_CREDENTIALS_RUN") else None,
+        required=not env.get("SENDENSE_CREDENTIALS_RUN"),
         help="socket directory of the credentials service",
+    )
+    made.add_argument(
+        "--concurrency",
+        type=_count,
+        metavar="N",
+        default=env.get("SENDENSE_CONCURRENCY") or "4",
+        help="backups that run at once; more wait for their turn (default 4)",
     )
     made.add_argument(
         "--repository",
@@ -99,8 +108,7 @@ def _count(text: str) -> int:
 def api_command(options: argparse.Namespace, paths: HubPaths) -> list[str]:
     """How the API is started."""
     command = [sys.executable, "-m", "sendense_hub.api", "--state", str(paths.state), "--run", str(paths.run)]
-    if options.credentials_run:
-        command += ["--credentials-run", str(options.credentials_run)]
+    command += ["--credentials-run", str(options.credentials_run), "--concurrency", str(options.concurrency)]
     for repository in options.repository or os.environ.get("SENDENSE_REPOSITORY", "").split():
         command += ["--repository", repository]
     return command

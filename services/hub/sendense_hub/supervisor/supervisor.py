@@ -60,6 +60,7 @@ async def supervise(config: SupervisorConfig, stopping: asyncio.Event) -> None:
     with contextlib.ExitStack() as held:
         held.enter_context(_locked(paths.state))
         ensure_key(paths.host_key_file, "sendense-hub")
+        paths.endpoint_file.unlink(missing_ok=True)  # a hub that was killed has left it
         listening = held.enter_context(listener.listen(config.listen_host, config.listen_port))
         host, port = listening.getsockname()[:2]
 

@@ -43,7 +43,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_VCENTER_EXISTS: _Reason.ValueType  # 21
     """A vCenter of that name exists already."""
     REASON_VCENTER_IN_USE: _Reason.ValueType  # 22
-    """The vCenter has jobs running or restore points, so it stays."""
+    """The vCenter has jobs that have not ended, so it stays."""
     REASON_VCENTER_UNREACHABLE: _Reason.ValueType  # 23
     """The vCenter does not answer at its address."""
     REASON_VCENTER_CERTIFICATE_NOT_TRUSTED: _Reason.ValueType  # 24
@@ -177,7 +177,7 @@ REASON_VCENTER_NOT_FOUND: Reason.ValueType  # 20
 REASON_VCENTER_EXISTS: Reason.ValueType  # 21
 """A vCenter of that name exists already."""
 REASON_VCENTER_IN_USE: Reason.ValueType  # 22
-"""The vCenter has jobs running or restore points, so it stays."""
+"""The vCenter has jobs that have not ended, so it stays."""
 REASON_VCENTER_UNREACHABLE: Reason.ValueType  # 23
 """The vCenter does not answer at its address."""
 REASON_VCENTER_CERTIFICATE_NOT_TRUSTED: Reason.ValueType  # 24
