@@ -314,6 +314,7 @@ async def test_rule_23_a_failed_run_shadows_no_good_point(hub: Hub):
     hub.agent.script = script
     assert (await hub.run()).state == pb.JOB_STATE_FAILED
     (point,) = await hub.points()
+    assert [row.point_id for row in await hub.rows()] == [good.point_id]
     assert point.point_id == good.point_id
     assert point.dependant_point_ids == []
     assert await digests(hub, point.point_id) == {2000: sha256(FIRST[2000]), 2001: sha256(FIRST[2001])}

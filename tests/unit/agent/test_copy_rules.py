@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules of changed block tracking that the copy engine keeps."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.agent.recording_nbd import Handle, World, handles_of
+
+from sendense.agent.v1 import backup_pb2 as pb
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.datapath import CopyOrder, Source
+from sendense_agent.datapath.mover.engine import CopyEngine
+from sendense_agent.domain.extents import Extents
+from sendense_common.errors import SendenseError
+from sendense_common.tunnel import TunnelConfig
+
+pytestmark = pytest.mark.unit
+
+MIB = 1024 * 1024
+
+
+def ignore(event: pb.RunBackupResponse) -> None:
+    pass
+
+
+def copy(
+    world: World,
+    kind: type[Handle] = Handle,
+    tell: Callable[[pb.RunBackupResponse], None] = ignore,
+    **changes: Any,
+) -> None:
+    capacity = len(world.image)
+    order = CopyOrder(
+        disk_key=2000,
+        label="Hard disk 1",
+        capacity_bytes=capacity,
+        source=Source(Path("source"), "", capacity),
+        tunnel=TunnelConfig("h", 1, "a", Path("k"), "key"),
+        export_name="e",
+        local_socket=Path("target"),
+        **{"read": Extents.whole(capacity), "zero": Extents(), "write_zeroes": False, **changes},
+    )
+    with handles_of(world, kind):
+        CopyEngine(order, tell, lambda: 0).run()
+
+
+def test_rule_12_a_fresh_full_writes_no_zeroes() -> None:
+    image = bytes(MIB) + b"\1" * MIB + bytes(2 * MIB)
+    world = World(image, bytearray(4 * MIB), random.Random(1))
+    copy(world)
+    written = {(kind, offset) for kind, offset, _ in world.asked if kind in {"write", "zero"}}
+    assert written == {("write", MIB)}
+    assert world.target == image
+
+
+def test_rule_12_zeroes_over_old_data_are_written() -> None:
+    image = bytes(MIB) + b"\1" * MIB + bytes(2 * MIB)
+    world = World(image, bytearray(b"\7" * 4 * MIB), random.Random(1))
+    copy(world, read=Extents([(0, 3 * MIB)]), zero=Extents([(3 * MIB, MIB)]), write_zeroes=True)
+    assert world.target == image
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rule_04_what_is_not_flushed_on_each_connection_is_in_no_checkpoint(seed: int) -> None:
+    world = World(b"\1" * 8 * MIB, bytearray(8 * MIB), random.Random(seed))
+    lost: list[int] = []
+
+    def tell(event: pb.RunBackupResponse) -> None:
+        lost.extend(
+            record.offset_bytes
+            for record in event.checkpoint.records
+            if not all(world.durable[record.offset_bytes : record.offset_bytes + record.length_bytes])
+        )
+
+    copy(world, tell=tell)
+    assert [kind for kind, *_ in world.asked].count("flush") >= 2
+    assert lost == []
+
+
+@pytest.mark.parametrize("wrong", ["source", "target"])
+def test_rule_15_a_disk_of_another_size_on_either_side_fails_before_the_first_byte(wrong: str) -> None:
+    class Resized(Handle):
+        def get_size(self) -> int:
+            return len(self.world.image) + 512 * (self.is_source == (wrong == "source"))
+
+    world = World(b"\1" * MIB, bytearray(MIB), random.Random(1))
+    with pytest.raises(SendenseError) as caught:
+        copy(world, Resized)
+    assert caught.value.reason == Reason.REASON_DISK_MISMATCH
+    assert world.asked == []
