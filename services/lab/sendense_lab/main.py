@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 
 from sendense_common.paths import runtime_dir
+from sendense_lab.scenarios import Scenario, ScenarioError, find, load, read, shipped
 from sendense_lab.vcenter.certificates import make_certificates
 from sendense_lab.vcenter.control import ControlServer
-from sendense_lab.vcenter.server import Vcenter
 from sendense_lab.vcenter.web import WebServer
 
 app = typer.Typer(
@@ -23,6 +23,12 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Things to test and demonstrate Sendense with. Nothing here is for production.",
 )
+
+
+scenarios = typer.Typer(
+    no_args_is_help=True, help="What the simulated vCenter can play; see docs/scenarios.md."
+)
+app.add_typer(scenarios, name="scenarios")
 
 
 @app.callback()
@@ -41,6 +47,9 @@ def vcenter(
         Path | None, typer.Option(help="File with the user's password, taken byte for byte.")
     ] = None,
     expired: Annotated[bool, typer.Option(help="Show a certificate that has expired.")] = False,
+    scenario: Annotated[
+        str, typer.Option(metavar="FILE|NAME", help="What it holds and how it behaves; see `scenarios list`.")
+    ] = "",
 ) -> None:
     """Runs a simulated vCenter until it is told to stop.
 
@@ -54,9 +63,9 @@ def vcenter(
     host, _, port = listen.rpartition(":")
     password = password_file.read_text(encoding="utf-8") if password_file else "correct horse"
     _, certificate, key = make_certificates(state, valid_days=-1 if expired else 365)
-    simulated = Vcenter(state / "datastore", username, password)
+    simulated, commands = load(_read(scenario) if scenario else None, state / "datastore", username, password)
     web = WebServer(simulated, host, int(port), certificate, key)
-    control = ControlServer(runtime_dir(state) / "control.sock", simulated)
+    control = ControlServer(runtime_dir(state) / "control.sock", commands)
     (state / "endpoint").write_text(f"{host}:{web.server_address[1]}\n")
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,6 +78,29 @@ def vcenter(
     for server in (web, control):
         server.shutdown()
         server.server_close()
+
+
+@scenarios.command("list")
+def list_scenarios() -> None:
+    """Lists the scenarios that come with the lab."""
+    for name, file in shipped().items():
+        typer.echo(f"{name:36} {read(file).title}")
+
+
+@scenarios.command()
+def show(scenario: Annotated[str, typer.Argument(metavar="FILE|NAME")]) -> None:
+    """Checks a scenario, and shows its file."""
+    _read(scenario)
+    typer.echo(find(scenario).read_text(encoding="utf-8"), nl=False)
+
+
+def _read(scenario: str) -> Scenario:
+    """From a file or by name; what is wrong with it ends the command."""
+    try:
+        return read(find(scenario))
+    except ScenarioError as error:
+        typer.echo(f"sendense-lab: {error}", err=True)
+        raise typer.Exit(2) from error
 
 
 def main() -> None:

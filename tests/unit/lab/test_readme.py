@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from sendense_lab import main
-from sendense_lab.vcenter.changed_areas import WRONG, AreaSettings
-from sendense_lab.vcenter.control import Commands
+from sendense_lab.vcenter.changed_areas import WRONG
+from sendense_lab.vcenter.control import SETTINGS, Commands
+from sendense_lab.vcenter.events import PlannedEvent
 from sendense_lab.vcenter.faults import FOLDER_FAULTS, PlannedFault
 from sendense_lab.vcenter.virtual_disk import DiskSpec
 
@@ -26,14 +27,15 @@ NAMED = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`\n]+)`", README))))
     "names",
     [
         [name for name, _ in inspect.getmembers(Commands, inspect.isfunction) if not name.startswith("_")],
-        [field.name for field in dataclasses.fields(AreaSettings)],
+        list(SETTINGS),
+        [field.name for field in dataclasses.fields(PlannedEvent)],
         [field.name for field in dataclasses.fields(PlannedFault)],
         [field.name for field in dataclasses.fields(DiskSpec)],
         list(WRONG),
         list(FOLDER_FAULTS),
         [f"--{name.replace('_', '-')}" for name in inspect.signature(main.vcenter).parameters],
     ],
-    ids=["commands", "settings", "faults", "disks", "wrong areas", "folder faults", "options"],
+    ids=["commands", "settings", "events", "faults", "disks", "wrong areas", "folder faults", "options"],
 )
 def test_everything_is_in_the_readme(names: list[str]) -> None:
     assert names

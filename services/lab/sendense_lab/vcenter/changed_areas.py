@@ -41,6 +41,8 @@ class AreaSettings:
     """Bytes that one answer speaks of at most; 0: no limit. Some answers are empty then."""
     used_areas: bool = True
     """Whether the datastore can tell used areas ("*")."""
+    used_areas_whole: bool = False
+    """Whether it tells of a whole disk that it is in use, in one extent."""
     areas_wrong: str = ""
     """A name in `WRONG`; empty: nothing is wrong."""
 
@@ -81,7 +83,9 @@ def page(
     if change_id == "*":
         if not settings.used_areas:
             raise file_fault
-        granules = frozen.allocated
+        granules = (
+            set(range(-(-capacity_bytes // GRANULE_BYTES))) if settings.used_areas_whole else frozen.allocated
+        )
     else:
         granules = _since(frozen, change_id, file_fault)
     end = capacity_bytes

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
+import inspect
 import json
 import logging
 import socketserver
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sendense_lab.vcenter.changed_areas import WRONG
+from sendense_lab.vcenter.changed_areas import WRONG, AreaSettings
+from sendense_lab.vcenter.events import PlannedEvent
 from sendense_lab.vcenter.faults import FOLDER_FAULTS, PlannedFault
 from sendense_lab.vcenter.machine import Machine
 from sendense_lab.vcenter.server import Vcenter
@@ -20,16 +24,40 @@ from sendense_lab.vcenter.virtual_disk import DiskSpec
 
 log = logging.getLogger(__name__)
 
+_OF_DATACENTER = (
+    "quiesce_fails",
+    "datastore_type",
+    "free_bytes",
+    "snapshot_limit",
+    "consolidation_seconds",
+    "shared_disks_refuse_snapshots",
+)
+_OF_VCENTER = ("lock_after", "missing_privileges", "session_calls", "session_idle_seconds", "read_seconds")
+SETTINGS = (
+    *(each.name for each in dataclasses.fields(AreaSettings)),
+    *_OF_DATACENTER,
+    *_OF_VCENTER,
+    "objects_per_page",
+)
+"""What `set` knows."""
+
 
 class Commands:
     """What can be asked for; each method is one command, its result JSON."""
 
     def __init__(self, vcenter: Vcenter) -> None:
         self._vcenter = vcenter
+        vcenter.events.play = lambda event: self(event.command, event.arguments)
+        self.play_on: Callable[[], dict[str, Any] | None] = lambda: None
+        """Of the scenario, if there is one."""
 
-    def add_vm(self, name: str, disks: list[dict[str, Any]]) -> dict[str, Any]:
+    def add_vm(
+        self, name: str, disks: list[dict[str, Any]], host: str = "", datastore: str = "", on: bool = True
+    ) -> dict[str, Any]:
         """A VM with disks; see DiskSpec."""
-        machine = Machine(self._vcenter.datacenter, name, [DiskSpec(**disk) for disk in disks])
+        specs = [DiskSpec(**disk) for disk in disks]
+        machine = Machine(self._vcenter.datacenter, name, specs, host=host, datastore=datastore)
+        machine.power = "poweredOn" if on else "poweredOff"
         return {
             "moref": machine.moid,
             "instance_uuid": machine.instance_uuid,
@@ -39,6 +67,11 @@ class Commands:
     def guest_write(self, vm: str, disk: int, offset_bytes: int, data: str) -> None:
         """The guest writes (base64)."""
         self._machine(vm).disk(disk).files.write(offset_bytes, base64.b64decode(data))
+
+    def guest_fill(self, vm: str, disk: int, offset_bytes: int, length_bytes: int, seed: str = "") -> None:
+        """The guest writes noise, the same for the same seed."""
+        noise = hashlib.shake_128(f"{seed} {offset_bytes}".encode()).digest(length_bytes)
+        self._machine(vm).disk(disk).files.write(offset_bytes, noise)
 
     def guest_zero(self, vm: str, disk: int, offset_bytes: int, length_bytes: int) -> None:
         """The guest writes zeroes."""
@@ -94,6 +127,20 @@ class Commands:
         """No more."""
         self._vcenter.faults.clear()
 
+    def plan_event(self, **planned: Any) -> None:
+        """A command that is done by itself at a later call; see PlannedEvent."""
+        event = PlannedEvent(**planned)
+        inspect.signature(self._command(event.command)).bind(**event.arguments)
+        self._vcenter.events.add(event)
+
+    def planned_events(self) -> list[dict[str, Any]]:
+        """Those that have not happened yet."""
+        return [dataclasses.asdict(each) for each in self._vcenter.events.waiting()]
+
+    def clear_events(self) -> None:
+        """No more."""
+        self._vcenter.events.clear()
+
     def delay_task(self, method: str, seconds: float) -> None:
         """Tasks of a method take so much longer, also those that run; 0 lets them end."""
         self._vcenter.registry.task_delays_s[method] = seconds
@@ -104,20 +151,23 @@ class Commands:
 
     def set(self, **settings: Any) -> None:
         """Any of the settings below, by name."""
-        datacenter = self._vcenter.datacenter
-        known: dict[str, object] = {
-            **dict.fromkeys(
-                ("areas_per_page", "window_bytes", "used_areas", "areas_wrong"), datacenter.areas
-            ),
-            **dict.fromkeys(("quiesce_fails", "datastore_type"), datacenter),
-            "objects_per_page": self._vcenter.registry,
-            "lock_after": self._vcenter,
-            "missing_privileges": self._vcenter,
-        }
         for name, value in settings.items():
-            if name not in known or (name == "areas_wrong" and value and value not in WRONG):
+            if name not in SETTINGS or (name == "areas_wrong" and value and value not in WRONG):
                 raise ValueError(f"there is no setting {name} {value!r}")
-            setattr(known[name], name, value)
+            setattr(self._holder(name), name, value)
+
+    def setting(self, name: str) -> Any:
+        """The value of a setting."""
+        if name not in SETTINGS:
+            raise ValueError(f"there is no setting {name}")
+        return getattr(self._holder(name), name)
+
+    def _holder(self, setting: str) -> object:
+        if setting in _OF_DATACENTER:
+            return self._vcenter.datacenter
+        if setting in _OF_VCENTER:
+            return self._vcenter
+        return self._vcenter.registry if setting == "objects_per_page" else self._vcenter.datacenter.areas
 
     def set_password(self, password: str) -> None:
         """For logins from now on."""
@@ -145,6 +195,22 @@ class Commands:
     def resize_disk(self, vm: str, disk: int, capacity_bytes: int) -> None:
         """An administrator makes a disk larger."""
         self._machine(vm).resize_disk(disk, capacity_bytes)
+
+    def add_disk(self, vm: str, **disk: Any) -> int:
+        """An administrator adds a disk; see DiskSpec. Gives its device key."""
+        return self._machine(vm).add_disk(DiskSpec(**disk)).key
+
+    def remove_disk(self, vm: str, disk: int) -> None:
+        """An administrator takes a disk away."""
+        self._machine(vm).remove_disk(disk)
+
+    def move_disk(self, vm: str, disk: int, datastore: str) -> None:
+        """Storage vMotion of one disk: its path changes, its identity and change tracking stay."""
+        self._machine(vm).move_disk(disk, datastore)
+
+    def set_free_space(self, datastore: str, free_bytes: int) -> None:
+        """What a datastore says is free."""
+        self._vcenter.datacenter.datastore(datastore).free_bytes = free_bytes
 
     def replace_disk(self, vm: str, disk: int, capacity_bytes: int) -> None:
         """An administrator removes a disk and puts an empty one in its place."""
@@ -174,11 +240,34 @@ class Commands:
         """What vSphere says about leftover deltas."""
         self._machine(vm).consolidation_needed = needed
 
+    def next_backup(self) -> dict[str, Any] | None:
+        """Of a scenario: plays what comes before its next backup, and gives that one; null at the end."""
+        return self.play_on()
+
+    def __call__(self, command: str, arguments: dict[str, Any]) -> Any:
+        """One command by its name."""
+        with self._vcenter.registry.lock:
+            return self._command(command)(**arguments)
+
+    def _command(self, name: str) -> Callable[..., Any]:
+        if name not in COMMANDS:
+            raise ValueError(f"there is no command {name}")
+        command: Callable[..., Any] = getattr(self, name)
+        return command
+
     def _machine(self, vm: str) -> Machine:
         for machine in self._vcenter.datacenter.machines:
             if vm in {machine.shown_name, machine.moid, machine.instance_uuid}:
                 return machine
         raise ValueError(f"there is no VM {vm}")
+
+
+COMMANDS = {
+    name: function
+    for name, function in inspect.getmembers(Commands, inspect.isfunction)
+    if not name.startswith("_")
+}
+"""All commands by name."""
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -188,10 +277,7 @@ class _Handler(socketserver.StreamRequestHandler):
         for line in self.rfile:
             try:
                 request = json.loads(line)
-                if request["command"].startswith("_"):
-                    raise ValueError(f"there is no command {request['command']}")
-                with self.server.vcenter.registry.lock:
-                    result = getattr(self.server.commands, request["command"])(**request.get("arguments", {}))
+                result = self.server.commands(request["command"], request.get("arguments", {}))
                 answer = {"result": result}
             except Exception as error:
                 log.exception("a command was refused")
@@ -204,8 +290,7 @@ class ControlServer(socketserver.ThreadingUnixStreamServer):
 
     daemon_threads = True
 
-    def __init__(self, path: Path, vcenter: Vcenter) -> None:
+    def __init__(self, path: Path, commands: Commands) -> None:
         path.unlink(missing_ok=True)
         super().__init__(str(path), _Handler)
-        self.vcenter = vcenter
-        self.commands = Commands(vcenter)
+        self.commands = commands

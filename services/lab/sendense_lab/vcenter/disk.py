@@ -130,6 +130,16 @@ class DiskFiles:
             below.granules |= delta.granules
         delta.file.unlink()
 
+    def move(self, directory: Path) -> None:
+        """All its files go to another directory, under the same names."""
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = self.directory / f"{self.name}.vmdk"
+        for file in (descriptor, self.base, *(delta.file for delta in self.deltas)):
+            file.replace(directory / file.name)
+        self.directory, self.base = directory, directory / self.base.name
+        for delta in self.deltas:
+            delta.file = directory / delta.file.name
+
     def trim(self, offset_bytes: int, length_bytes: int) -> None:
         """The guest gives space back: whole granules become holes, and count as written."""
         if self.deltas:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shutil
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sendense_lab.vcenter.inventory import Datacenter
 from sendense_lab.vcenter.objects import ManagedObject
 from sendense_lab.vcenter.snapshot import Snapshot
 from sendense_lab.vcenter.soap import invalid_argument, make, now
-from sendense_lab.vcenter.virtual_disk import Disk, DiskSpec
+from sendense_lab.vcenter.virtual_disk import SHARED_CONTROLLER, Disk, DiskSpec
 
 _DEVICE = vim.vm.device
 _NVRAM_BYTES = 8684
@@ -27,9 +28,21 @@ _NVRAM_BYTES = 8684
 class Machine(ManagedObject):
     """One VM."""
 
-    def __init__(self, datacenter: Datacenter, name: str, disks: list[DiskSpec]) -> None:
-        """Makes its files: disks, NVRAM."""
+    def __init__(
+        self, datacenter: Datacenter, name: str, disks: list[DiskSpec], *, host: str = "", datastore: str = ""
+    ) -> None:
+        """Makes its files: disks, NVRAM.
+
+        Args:
+            datacenter: where it is.
+            name: as people see it.
+            disks: at least none.
+            host: that it runs on; empty: the first.
+            datastore: that has its files; empty: the first.
+        """
         registry = datacenter.registry
+        self.host = datacenter.host(host)
+        self.home = datacenter.datastore(datastore)
         self.shown_name = name
         """As people see it; "name" is escaped, as vSphere's API does."""
         super().__init__(
@@ -42,7 +55,7 @@ class Machine(ManagedObject):
             snapshot=self._snapshot_info,
             summary=self._summary,
             parent=datacenter.vm_folder.reference,
-            datastore=[datacenter.datastore.reference],
+            datastore=self._datastores,
             capability=make(vim.vm.Capability, changeTrackingSupported=True),
             guest=self._guest,
             recentTask=[],
@@ -55,6 +68,8 @@ class Machine(ManagedObject):
         self._made_at = now()
         self.template = False
         self.consolidation_needed = False
+        self.consolidating_until_s = 0.0
+        """By the monotonic clock: until when leftover deltas are being merged."""
         self.tools_running = True
         self.virtual_tpm = False
         self.hardware_version = "vmx-20"
@@ -63,9 +78,9 @@ class Machine(ManagedObject):
         """Where a copy of every disk is kept at each snapshot; None: nowhere."""
         self._numbers = itertools.count(1)
         self._file_name = name.replace("/", "_")
-        taken = (datacenter.files / self._file_name).exists()
+        taken = (self.home.files / self._file_name).exists()
         self._folder = f"{self._file_name}_{self.moid}" if taken else self._file_name
-        self._path = datacenter.files / self._folder
+        self._path = self.home.files / self._folder
         self._path.mkdir(parents=True)
         self.disks: list[Disk] = []
         try:
@@ -81,7 +96,36 @@ class Machine(ManagedObject):
         datacenter.machines.append(self)
 
     def _new_disk(self, number: int, spec: DiskSpec, file: str) -> Disk:
-        return Disk(number, spec, DiskFiles(self._path, file, spec.capacity_bytes), self.datacenter.datastore)
+        store = self.datacenter.datastore(spec.datastore) if spec.datastore else self.home
+        return Disk(number, spec, DiskFiles(store.files / self._folder, file, spec.capacity_bytes), store)
+
+    def _datastores(self) -> list[Any]:
+        stores = {self.home.moid: self.home} | {disk.datastore.moid: disk.datastore for disk in self.disks}
+        return [store.reference for store in stores.values()]
+
+    def add_disk(self, spec: DiskSpec) -> Disk:
+        """One more disk, with the next device key."""
+        if self.snapshots:
+            raise ValueError("vSphere changes no disks of a VM with snapshots")
+        number = max((disk.number for disk in self.disks), default=-1) + 1
+        made = self._new_disk(number, spec, f"{self._file_name}_{self.registry.number()}")
+        self.disks.append(made)
+        self.registry.changed()
+        return made
+
+    def remove_disk(self, key: int) -> None:
+        """Takes a disk away; its files stay."""
+        if self.snapshots:
+            raise ValueError("vSphere changes no disks of a VM with snapshots")
+        self.disks.remove(self.disk(key))
+        self.registry.changed()
+
+    def move_disk(self, key: int, datastore: str) -> None:
+        """A disk moves to another datastore: its path changes; its identity and change tracking stay."""
+        disk, store = self.disk(key), self.datacenter.datastore(datastore)
+        disk.files.move(store.files / self._folder)
+        disk.datastore = store
+        self.registry.changed()
 
     def replace_disk(self, key: int, capacity_bytes: int) -> None:
         """Another, empty disk in the same place: device key and object ID stay, the backing is new."""
@@ -118,7 +162,7 @@ class Machine(ManagedObject):
 
     def config(self, devices: list[Any] | None = None) -> Any:
         """config, with the disks as they are now, or as they were in a snapshot."""
-        store, name = self.datacenter.datastore.get("name"), self.get("name")
+        store, name = self.home.name, self.get("name")
         file = self._file_name
         if devices is None:
             devices = [
@@ -135,6 +179,14 @@ class Machine(ManagedObject):
             sharedBus="noSharing",
             deviceInfo=vim.Description(label="SCSI controller 0", summary="VMware paravirtual SCSI"),
         )
+        controllers = [controller]
+        if shared := next((disk for disk in self.disks if disk.spec.shared_bus != "noSharing"), None):
+            label = vim.Description(label="SCSI controller 1", summary="VMware paravirtual SCSI")
+            controllers.append(
+                _DEVICE.ParaVirtualSCSIController(
+                    key=SHARED_CONTROLLER, busNumber=1, sharedBus=shared.spec.shared_bus, deviceInfo=label
+                )
+            )
         adapter = _DEVICE.VirtualVmxnet3(
             key=4000,
             macAddress="00:50:56:00:00:01",
@@ -162,7 +214,7 @@ class Machine(ManagedObject):
             ),
             extraConfig=[vim.option.OptionValue(key="nvram", value=f"{file}.nvram")],
             hardware=vim.vm.VirtualHardware(
-                numCPU=2, memoryMB=2048, device=[controller, adapter, *tpm, *devices]
+                numCPU=2, memoryMB=2048, device=[*controllers, adapter, *tpm, *devices]
             ),
         )
 
@@ -171,8 +223,8 @@ class Machine(ManagedObject):
             vim.vm.RuntimeInfo,
             connectionState="connected",
             powerState=self.power,
-            host=self.datacenter.host.reference,
-            consolidationNeeded=self.consolidation_needed,
+            host=self.host.reference,
+            consolidationNeeded=self.consolidation_needed or time.monotonic() < self.consolidating_until_s,
             toolsInstallerMounted=False,
         )
 
@@ -257,6 +309,17 @@ class Machine(ManagedObject):
         return self.CreateSnapshot_Task(context, name, description, memory, quiesceSpec is not None)
 
     def _take(self, name: str, description: str, quiesce: bool) -> Any:
+        if len(self.snapshots) >= self.datacenter.snapshot_limit:
+            raise vim.fault.TooManySnapshotLevels(
+                msg=f"The maximum number of snapshot levels ({self.datacenter.snapshot_limit}) is reached."
+            )
+        shared = [disk for disk in self.disks if disk.is_shared]
+        if shared and self.power == "poweredOn" and self.datacenter.shared_disks_refuse_snapshots:
+            raise make(
+                vim.fault.SnapshotFault,
+                msg="The virtual machine is configured to use a device that prevents the snapshot operation: "
+                f"{shared[0].label} is shared.",
+            )
         if quiesce and self.datacenter.quiesce_fails:
             raise make(
                 vim.fault.ApplicationQuiesceFault,
@@ -283,7 +346,7 @@ class Machine(ManagedObject):
         taken = self.registry.find(snapshot) if snapshot is not None else None
         if not isinstance(taken, Snapshot) or taken.machine is not self:
             raise invalid_argument("snapshot")
-        file = f"[{self.datacenter.datastore.get('name')}] {self._folder}/{disk.files.name}.vmdk"
+        file = disk.descriptor
         return changed_areas.page(
             self.datacenter.areas,
             taken.frozen.get(deviceKey),

@@ -154,16 +154,26 @@ class ManagedObject:
         self.properties: dict[str, Any] = properties
         registry.objects[moid] = self
 
-    def get(self, path: str) -> Any:
-        """The value at a dotted path; InvalidProperty when there is no such thing."""
+    def get(self, path: str, made: dict[str, Any] | None = None) -> Any:
+        """The value at a dotted path; InvalidProperty when there is no such thing.
+
+        Args:
+            path: as "config.hardware.device".
+            made: keeps what was made of this object for one answer.
+        """
         head, *rest = path.split(".")
         try:
             declared = self.kind._GetPropertyInfo(head).type  # noqa: SLF001
         except AttributeError:
             raise _no_property(path) from None
-        value = self.properties.get(head)
-        if callable(value) and not isinstance(value, VmomiSupport.ManagedObject):
-            value = value()
+        if made is not None and head in made:
+            value = made[head]
+        else:
+            value = self.properties.get(head)
+            if callable(value) and not isinstance(value, VmomiSupport.ManagedObject):
+                value = value()
+            if made is not None:
+                made[head] = value
         for segment in rest:
             if value is None:
                 break

@@ -156,13 +156,14 @@ def _content(registry: Registry, spec: Any) -> _Content:
     result: _Content = {}
     for moid, item in _objects(registry, spec).items():
         values: dict[str, Any] = {}
+        made: dict[str, Any] = {}
         selected = False
         for properties in spec.propSet:
             if not issubclass(item.kind, properties.type):
                 continue
             selected = True
             for path in list(item.properties) if properties.all else properties.pathSet:
-                value = item.get(path)
+                value = item.get(path, made)
                 if value is not None:
                     values[path] = value
         if selected:

@@ -6,17 +6,21 @@ from __future__ import annotations
 import collections
 import logging
 import threading
+import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pyVmomi import vim, vmodl
 
+from sendense_lab.vcenter.datastore import DatastoreSpec
+from sendense_lab.vcenter.events import EventPlan
 from sendense_lab.vcenter.faults import FaultPlan
-from sendense_lab.vcenter.inventory import Datacenter
+from sendense_lab.vcenter.inventory import DATASTORE, HOST, Datacenter
 from sendense_lab.vcenter.objects import ManagedObject, Registry
 from sendense_lab.vcenter.property_collector import PropertyCollector
-from sendense_lab.vcenter.soap import VERSION_ID, fault, now, parse_request, render, render_fault
+from sendense_lab.vcenter.soap import RELEASES, fault, now, parse_request, render, render_fault
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +39,49 @@ class Caller:
 class Vcenter:
     """One simulated vCenter."""
 
-    def __init__(self, files: Path, username: str, password: str) -> None:
-        """Args: files: what is on its datastore."""
+    def __init__(
+        self,
+        files: Path,
+        username: str,
+        password: str,
+        *,
+        version: str = "8.0",
+        hosts: Sequence[str] = (HOST,),
+        datastores: Sequence[DatastoreSpec] = (DatastoreSpec(DATASTORE),),
+    ) -> None:
+        """An empty vCenter.
+
+        Args:
+            files: what is on its first datastore.
+            username: the only one.
+            password: of that user.
+            version: one of RELEASES.
+            hosts: names of its ESXi hosts.
+            datastores: at least one.
+        """
+        self.api_version = RELEASES[version]
         self.registry = Registry()
         self.faults = FaultPlan()
-        self.registry.task_fault = lambda method: self._planned_fault(f"task {method}")
+        self.events = EventPlan()
+        self.registry.task_fault = self._task_fault
         self.username, self.password = username, password
         self.sessions: dict[str, Any] = {}
         self.lock_after: int | None = 5
         """Wrong passwords in a row until the account is locked, as with single sign-on; None: never."""
+        self.session_calls = 0
+        """A session ends after so many calls and requests for files; 0: never."""
+        self.session_idle_seconds = 0.0
+        """A session ends when it was silent for so long; 0: never."""
+        self.read_seconds = 0.0
+        """So long waits each request for a datastore's file."""
+        self._used: dict[str, tuple[int, float]] = {}
+        """By session: calls so far, and when the last one was."""
         self.missing_privileges: list[str] = []
         """What the user may not do, as far as he asks; calls are not refused for it."""
         self.counters: collections.Counter[str] = collections.Counter()
         self._wrong_in_a_row = 0
         self._counting = threading.Lock()
-        self.datacenter = Datacenter(self.registry, files)
+        self.datacenter = Datacenter(self.registry, files, hosts, datastores)
         self.instance_uuid = str(uuid.uuid4())
         self._content = self._make_fixed_objects()
 
@@ -62,6 +94,18 @@ class Vcenter:
         """Whether a session cookie is good."""
         return session in self.sessions
 
+    def use(self, session: str) -> bool:
+        """Whether a session cookie is good for one call more."""
+        calls, last_s = self._used.get(session, (0, time.monotonic()))
+        silent_s = time.monotonic() - last_s
+        if 0 < self.session_calls <= calls or 0 < self.session_idle_seconds < silent_s:
+            self.sessions.pop(session, None)
+        if session not in self.sessions:
+            self._used.pop(session, None)
+            return False
+        self._used[session] = calls + 1, time.monotonic()
+        return True
+
     def call(self, caller: Caller, body: bytes) -> tuple[int, bytes]:
         """(HTTP status, body) of one request to /sdk."""
         try:
@@ -69,7 +113,8 @@ class Vcenter:
             self.count(f"call {method}")
             moid = reference._moId  # noqa: SLF001
             public = method in _WITHOUT_LOGIN or (method == "Fetch" and moid == "ServiceInstance")
-            if not public and not self.knows(caller.session):
+            self.events.happen(method)
+            if not public and not self.use(caller.session):
                 raise vim.fault.NotAuthenticated(
                     object=reference, privilegeId="System.View", msg="The session is not authenticated."
                 )
@@ -81,6 +126,10 @@ class Vcenter:
         except Exception as error:
             log.exception("defect of the simulated vCenter")
             return 500, render_fault(fault("vmodl.fault.SystemError", f"A general system error: {error!r}"))
+
+    def _task_fault(self, method: str) -> Any:
+        self.events.happen(f"task {method}")
+        return self._planned_fault(f"task {method}")
 
     def _planned_fault(self, operation: str) -> Any:
         planned = self.faults.due(operation)
@@ -108,16 +157,17 @@ class Vcenter:
         views = _ViewManager(registry, vim.view.ViewManager, "ViewManager")
         search = _SearchIndex(self)
         privileges = _AuthorizationManager(self)
+        release = self.api_version.rpartition(".")[0]
         about = vim.AboutInfo(
             name="VMware vCenter Server",
-            fullName="VMware vCenter Server 8.0.3 (simulated by sendense-lab)",
+            fullName=f"VMware vCenter Server {release} (simulated by sendense-lab)",
             vendor="VMware, Inc.",
-            version="8.0.3",
+            version=release,
             build="0",
             osType="linux-x64",
             productLineId="vpx",
             apiType="VirtualCenter",
-            apiVersion=VERSION_ID,
+            apiVersion=self.api_version,
             instanceUuid=self.instance_uuid,
         )
         content = vim.ServiceInstanceContent(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -84,4 +85,5 @@ class Snapshot(ManagedObject):
                     disk.files.pop(place)
             machine.snapshots.remove(snapshot)
             snapshot.remove()
+        machine.consolidating_until_s = time.monotonic() + machine.datacenter.consolidation_seconds
         self.registry.changed()

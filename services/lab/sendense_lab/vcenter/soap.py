@@ -22,6 +22,8 @@ from pyVmomi.SoapAdapter import (
 
 VERSION = "vim.version.v8_0_3_0"
 VERSION_ID = "8.0.3.0"
+RELEASES = {"7.0": "7.0.3.0", "8.0": VERSION_ID}
+"""Of vCenters that can be simulated: the version of their API."""
 
 _NAMESPACES = {**SOAP_NSMAP, "urn:vim25": ""}
 _OPTIONAL = VmomiSupport.F_OPTIONAL
@@ -197,6 +199,7 @@ def fault(type_name: str, message: str) -> Any:
 
 
 __all__ = [
+    "RELEASES",
     "VERSION_ID",
     "fault",
     "invalid_argument",

@@ -11,14 +11,14 @@ import re
 import socket
 import ssl
 import sys
+import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sendense_lab.vcenter.inventory import DATACENTER, DATASTORE
+from sendense_lab.vcenter.inventory import DATACENTER
 from sendense_lab.vcenter.server import Caller, Vcenter
-from sendense_lab.vcenter.soap import VERSION_ID
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _CHUNK_BYTES = 256 * 1024
 _VERSIONS = (
     '<?xml version="1.0" encoding="UTF-8"?><namespaces version="1.0"><namespace><name>urn:vim25</name>'
-    f"<version>{VERSION_ID}</version><priorVersions><version>8.0.2.0</version><version>7.0</version>"
+    "<version>%s</version><priorVersions><version>7.0</version>"
     "</priorVersions></namespace></namespaces>"
 )
 
@@ -63,15 +63,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urllib.parse.urlsplit(self.path)
         if url.path == "/sdk/vimServiceVersions.xml":
-            self._reply(200, _VERSIONS.encode(), {"Content-Type": "text/xml"})
+            self._reply(200, (_VERSIONS % self.vcenter.api_version).encode(), {"Content-Type": "text/xml"})
         elif url.path.startswith("/folder/"):
             self._folder(url)
         else:
             self._reply(404)
 
     def _folder(self, url: urllib.parse.SplitResult) -> None:
-        planned = self.vcenter.faults.due("GET /folder") if self.command == "GET" else None
-        if not self.vcenter.knows(self._session()) or (planned and planned.fault == "401"):
+        planned = None
+        if self.command == "GET":
+            time.sleep(self.vcenter.read_seconds)
+            self.vcenter.events.happen("GET /folder")
+            planned = self.vcenter.faults.due("GET /folder")
+        if not self.vcenter.use(self._session()) or (planned and planned.fault == "401"):
             self._reply(401, b"", {"WWW-Authenticate": 'Basic realm="VMware HTTP server"'})
         elif planned and planned.fault == "500":
             self._reply(500)
@@ -82,9 +86,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _file(self, url: urllib.parse.SplitResult) -> Path | None:
         query = dict(urllib.parse.parse_qsl(url.query))
-        if query.get("dcPath", DATACENTER).strip("/") != DATACENTER or query.get("dsName") != DATASTORE:
+        store = self.vcenter.datacenter.datastores.get(query.get("dsName", ""))
+        if query.get("dcPath", DATACENTER).strip("/") != DATACENTER or store is None:
             return None
-        files = self.vcenter.datacenter.files.resolve()
+        files = store.files.resolve()
         path = (files / urllib.parse.unquote(url.path.removeprefix("/folder/"))).resolve()
         return path if path.is_relative_to(files) and path.is_file() else None
 
