@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.domain.limits import Limits
 from sendense_common.errors import SendenseError
 from sendense_common.paths import AgentPaths
 from sendense_common.tunnel import TunnelConfig
@@ -26,6 +27,8 @@ class AgentConfig:
     hub_port: int
     hub_host_key: str
     """One OpenSSH line; no other hub is accepted."""
+    limits: Limits = field(default_factory=Limits)
+    """How gently the site is treated."""
 
     def tunnel(self, paths: AgentPaths) -> TunnelConfig:
         """How to dial."""
@@ -58,7 +61,8 @@ def load_config(paths: AgentPaths) -> AgentConfig:
     """
     file = paths.state / _FILE
     try:
-        return AgentConfig(**json.loads(file.read_text()))
+        facts = json.loads(file.read_text())
+        return AgentConfig(**{**facts, "limits": Limits(**facts.get("limits", {}))})
     except FileNotFoundError as error:
         raise SendenseError(
             Reason.REASON_INVALID_REQUEST,

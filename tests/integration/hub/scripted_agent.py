@@ -133,6 +133,8 @@ class ScriptedAgent(AgentServiceServicer):
         self.cleaned: list[str] = []
         self.cleans = True
         self.obeys_cancel = True
+        self.checked: list[service_pb.CheckVirtualMachineRequest] = []
+        self.findings: list[service_pb.MachineFinding] = []
         self.machines = [
             service_pb.VirtualMachine(
                 instance_uuid=MACHINE,
@@ -162,6 +164,10 @@ class ScriptedAgent(AgentServiceServicer):
 
     async def TestVcenter(self, request, context):
         return service_pb.TestVcenterResponse(vcenter_uuid=VCENTER_UUID, full_name="vCenter")
+
+    async def CheckVirtualMachine(self, request, context):
+        self.checked.append(request)
+        return service_pb.CheckVirtualMachineResponse(findings=self.findings)
 
     async def RunBackup(self, request_iterator, context):
         requests = aiter(request_iterator)

@@ -69,6 +69,12 @@ class AgentService(AgentServiceServicer):
         """See the contract."""
         return await self._ask(request, pb.TestVcenterResponse)
 
+    async def CheckVirtualMachine(
+        self, request: pb.CheckVirtualMachineRequest, context: _Context
+    ) -> pb.CheckVirtualMachineResponse:
+        """See the contract."""
+        return await self._ask(request, pb.CheckVirtualMachineResponse)
+
     async def CleanUpSnapshots(
         self, request: pb.CleanUpSnapshotsRequest, context: _Context
     ) -> pb.CleanUpSnapshotsResponse:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vCenter, by pyvmomi: sessions, VMs, snapshots, changed areas."""
 
+from sendense_agent.vsphere.checks import check_machine
 from sendense_agent.vsphere.disks import VirtualDisk
 from sendense_agent.vsphere.inventory import virtual_machines
 from sendense_agent.vsphere.machine import Machine, Preflight, find_machine
@@ -16,6 +17,7 @@ __all__ = [
     "Snapshot",
     "VcenterTarget",
     "VirtualDisk",
+    "check_machine",
     "find_machine",
     "open_session",
     "virtual_machines",

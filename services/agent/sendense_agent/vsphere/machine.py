@@ -62,6 +62,11 @@ class Machine:
         self._facts: dict[str, Any] = {}
         self._datastore_types: dict[str, str] = {}
 
+    @property
+    def reference(self) -> Any:
+        """How vSphere names it."""
+        return self._reference
+
     async def refresh(self) -> None:
         """Reads it anew.
 

@@ -44,6 +44,8 @@ class Session:
         self.trusted = trusted
         self.vcenter_uuid = ""
         self.full_name = ""
+        self.key = ""
+        """vCenter's own name of the session, for questions about its rights."""
         self._username = username
         self._password = password
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vsphere")
@@ -163,7 +165,7 @@ class Session:
         service = vim.ServiceInstance("ServiceInstance", self._stub)
         self.content = service.RetrieveContent()
         try:
-            self.content.sessionManager.Login(self._username, self._password, None)
+            self.key = self.content.sessionManager.Login(self._username, self._password, None).key
         except vim.fault.InvalidLogin as fault:
             self._refused = fault
             raise

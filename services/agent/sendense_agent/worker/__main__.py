@@ -35,6 +35,7 @@ log = logging.getLogger("sendense_agent.worker")
 _SHORT: tuple[tuple[type[Message], Callable[[Site, Channel, Any], Coroutine[Any, Any, None]]], ...] = (
     (agent_service_pb2.ListVirtualMachinesRequest, short_operations.list_virtual_machines),
     (agent_service_pb2.TestVcenterRequest, short_operations.test_vcenter),
+    (agent_service_pb2.CheckVirtualMachineRequest, short_operations.check_virtual_machine),
     (agent_service_pb2.CleanUpSnapshotsRequest, short_operations.clean_up_snapshots),
 )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations that end soon: listing VMs, testing a login, removing what jobs left."""
+"""Operations that end soon: listing VMs, looking at one, testing a login, removing what jobs left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import defaultdict
 from sendense.agent.v1 import agent_service_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1 import operation_pb2
-from sendense_agent.vsphere import find_machine, virtual_machines
+from sendense_agent.vsphere import check_machine, find_machine, virtual_machines
 from sendense_agent.worker.channel import Channel
 from sendense_agent.worker.site import Site
 from sendense_common import telemetry
@@ -43,6 +43,21 @@ async def test_vcenter(site: Site, channel: Channel, request: pb.TestVcenterRequ
                 certificate_sha256=session.trusted.certificate_sha256,
             )
         )
+
+
+async def check_virtual_machine(site: Site, channel: Channel, request: pb.CheckVirtualMachineRequest) -> None:
+    """See AgentService."""
+    async with site.session(request.vcenter, operation_pb2.OPERATION_INVENTORY) as session:
+        with telemetry.span("check VM"):
+            findings = await check_machine(
+                session,
+                request.vm_instance_uuid,
+                request.vm_name,
+                hub_id=request.hub_id,
+                limits=site.config.limits,
+                vddk=False,
+            )
+    await channel.send(pb.CheckVirtualMachineResponse(findings=findings))
 
 
 async def clean_up_snapshots(site: Site, channel: Channel, request: pb.CleanUpSnapshotsRequest) -> None:

@@ -9,12 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.text import Text
-
 from sendense.hub.v1 import system_service_pb2 as pb
 from sendense.hub.v1.system_service_pb2_grpc import SystemServiceStub
-from sendense_cli.exits import Exit
-from sendense_cli.session import DEFAULT_STATE, Json, Session, State, console, table
+from sendense_cli import check_view
+from sendense_cli.session import DEFAULT_STATE, Json, Session, State, console
 from sendense_common import rpc
 from sendense_common.errors import SendenseError
 from sendense_common.paths import Installation
@@ -25,11 +23,6 @@ _PACKAGES = {
     "nbdkit": "nbdkit",
     "nbdinfo": "libnbd-bin",
     "setpriv": "util-linux",
-}
-_STYLES = {
-    pb.CHECK_STATUS_OK: ("ok", "green"),
-    pb.CHECK_STATUS_WARNING: ("warning", "yellow"),
-    pb.CHECK_STATUS_ERROR: ("error", "red"),
 }
 _ANSWER_WITHIN_S = 2.0
 
@@ -54,13 +47,8 @@ def doctor(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
         if as_json:
             session.answer(answer, None)
         else:
-            made = table(["CHECK", "", "FINDING", "WHAT TO DO"], [])
-            for check in answer.checks:
-                word, style = _STYLES[check.status]
-                made.add_row(check.name, Text(word, style=style), check.finding, check.remedy)
-            console.print(made)
-        wrong = any(check.status == pb.CHECK_STATUS_ERROR for check in answer.checks)
-        return Exit.FAILED if wrong else Exit.OK
+            console.print(check_view.lines(answer.checks))
+        return check_view.exit_for(answer.checks)
 
     session.run(work())
 

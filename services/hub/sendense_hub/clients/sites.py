@@ -77,6 +77,18 @@ class Sites:
         async with self._calling(vcenter.site_name, f"testing vCenter {vcenter.name}") as stub:
             return await stub.TestVcenter(pb.TestVcenterRequest(vcenter=access), timeout=_LOGIN_S)
 
+    async def check_machine(
+        self, vcenter: Vcenter, hub_id: str, instance_uuid: str, name: str
+    ) -> list[pb.MachineFinding]:
+        """What would keep a backup of one VM from working."""
+        self.socket(vcenter.site_name)
+        access = await self.access(vcenter, operation_pb2.OPERATION_INVENTORY, f"check of {name}"[:128])
+        request = pb.CheckVirtualMachineRequest(
+            vcenter=access, vm_instance_uuid=instance_uuid, vm_name=name, hub_id=hub_id
+        )
+        async with self._calling(vcenter.site_name, f"checking VM {name}") as stub:
+            return list((await stub.CheckVirtualMachine(request, timeout=_INVENTORY_S)).findings)
+
     async def virtual_machines(self, vcenter: Vcenter) -> tuple[str, list[pb.VirtualMachine]]:
         """The vCenter's UUID and all its VMs, as they are now."""
         self.socket(vcenter.site_name)

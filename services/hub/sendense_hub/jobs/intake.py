@@ -101,13 +101,30 @@ class Intake:
             job.start_time.GetCurrentTime()
             end(job, pb.JOB_STATE_FAILED, refusal)
         else:
-            where = f"vCenter {vcenter_name}" if vcenter_name else "any vCenter"
-            raise SendenseError(
-                Reason.REASON_VM_NOT_FOUND,
-                f"there is no VM {named!r} at {where}",
-                remedy="`sendense vm list` shows them all." if known else "Add a vCenter first.",
-                vm=named,
-            )
+            raise _not_found(named, vcenter_name, any_vcenter=bool(known))
+
+    async def locate(
+        self, named: str, vcenter_name: str
+    ) -> tuple[vcenter_service_pb2.Vcenter, VirtualMachine]:
+        """One VM and its vCenter, as last seen; who was never seen is looked for.
+
+        Raises:
+            SendenseError: VM_NOT_FOUND, VM_AMBIGUOUS, VCENTER_NOT_FOUND, and what a vCenter refuses with.
+        """
+        catalog = self._workshop.catalog
+        known = await catalog.run(vcenters.listed)
+        if vcenter_name:
+            known = [await catalog.run(lambda connection: vcenters.get(connection, vcenter_name))]
+        found = await self._find(named, vcenter_name)
+        if not found:
+            for vcenter in known:
+                await self.refresh(vcenter)
+            found = await self._find(named, vcenter_name)
+        if len(found) > 1:
+            raise _ambiguous(named, found)
+        if not found:
+            raise _not_found(named, vcenter_name, any_vcenter=bool(known))
+        return next(each for each in known if each.name == found[0][0]), found[0][1]
 
     async def refresh(self, vcenter: vcenter_service_pb2.Vcenter) -> None:
         """Reads the inventory of one vCenter through its site's agent."""
@@ -123,6 +140,16 @@ class Intake:
         return await self._workshop.catalog.run(
             lambda connection: vcenters.find_machines(connection, named, vcenter_name)
         )
+
+
+def _not_found(named: str, vcenter_name: str, *, any_vcenter: bool) -> SendenseError:
+    where = f"vCenter {vcenter_name}" if vcenter_name else "any vCenter"
+    return SendenseError(
+        Reason.REASON_VM_NOT_FOUND,
+        f"there is no VM {named!r} at {where}",
+        remedy="`sendense vm list` shows them all." if any_vcenter else "Add a vCenter first.",
+        vm=named,
+    )
 
 
 def _ambiguous(named: str, found: Found) -> SendenseError:

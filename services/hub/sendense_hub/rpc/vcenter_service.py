@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from typing import Any
 
@@ -16,9 +17,9 @@ from sendense_common.errors import SendenseError, invalid
 from sendense_hub.catalog import jobs, points, sites, vcenters
 from sendense_hub.domain.job_rules import ACTIVE
 from sendense_hub.domain.times import to_timestamp
-from sendense_hub.jobs.intake import Intake
+from sendense_hub.jobs.intake import DEFAULT_REPOSITORY, Intake
 from sendense_hub.jobs.workshop import Workshop
-from sendense_hub.rpc import checks
+from sendense_hub.rpc import checks, machine_checks
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _HTTPS = 443
@@ -133,6 +134,41 @@ class VcenterService(VcenterServiceServicer):
                     last_point_time=to_timestamp(moment_us),
                 )
         return answer
+
+    async def CheckVirtualMachine(
+        self, request: pb.CheckVirtualMachineRequest, context: _Context
+    ) -> pb.CheckVirtualMachineResponse:
+        """See the contract."""
+        checks.text("vm", request.vm)
+        checks.text("vcenter_name", request.vcenter_name, required=False)
+        checks.text("repository_name", request.repository_name, required=False)
+        repository = self._workshop.repository(request.repository_name or DEFAULT_REPOSITORY)
+        catalog = self._workshop.catalog
+        vcenter, machine = await self._intake.locate(request.vm, request.vcenter_name)
+        found = await self._workshop.sites.check_machine(
+            vcenter, catalog.hub_id, machine.instance_uuid, machine.name
+        )
+        active = await catalog.run(
+            lambda connection: jobs.listed(connection, states=sorted(ACTIVE), limit=_MANY)
+        )
+        identity = (vcenter.name, machine.instance_uuid)
+        running = [job for job in active if (job.vcenter_name, job.vm_instance_uuid) == identity]
+        made = [machine_checks.from_agent(each) for each in found]
+        made += [machine_checks.of_jobs(running)]
+        made += [await asyncio.to_thread(machine_checks.of_repository, repository, machine)]
+        return pb.CheckVirtualMachineResponse(
+            vcenter_name=vcenter.name,
+            vm_name=machine.name,
+            vm_instance_uuid=machine.instance_uuid,
+            checks=made,
+        )
+
+    async def NotePasswordChange(
+        self, request: pb.NotePasswordChangeRequest, context: _Context
+    ) -> pb.NotePasswordChangeResponse:
+        """See the contract."""
+        await self._get(request.name)
+        return pb.NotePasswordChangeResponse()
 
     async def _get(self, name: str) -> pb.Vcenter:
         checks.text("name", name)
