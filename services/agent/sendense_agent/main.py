@@ -7,10 +7,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from sendense_agent.config import AgentConfig, ssh_key_file
+from sendense_agent.config import AgentConfig, load_config, ssh_key_file
 from sendense_agent.control.serve import serve
+from sendense_agent.domain.limits import Limits
 from sendense_common.errors import SendenseError
 from sendense_common.keys import ensure_agent_keys
 from sendense_common.paths import AgentPaths, private_dir, runtime_dir
@@ -63,7 +65,41 @@ def parser() -> argparse.ArgumentParser:
     configure.add_argument(
         "--hub-key", required=True, metavar="LINE", help="the hub's public host key, one OpenSSH line"
     )
+    _add_limits(configure)
     return made
+
+
+def _add_limits(configure: argparse.ArgumentParser) -> None:
+    usual = Limits()
+    group = configure.add_argument_group(
+        "limits", "What is not given stays as it was; the agent reads them when it starts."
+    )
+    group.add_argument(
+        "--reads-per-host",
+        type=int,
+        metavar="N",
+        help=f"disks that are read at once from the VMs of one ESXi host (first: {usual.reads_per_host})",
+    )
+    group.add_argument(
+        "--snapshots-per-datastore",
+        type=int,
+        metavar="N",
+        help="VMs that have a snapshot of a backup on one datastore at once "
+        f"(first: {usual.snapshots_per_datastore})",
+    )
+
+
+def _limits(options: argparse.Namespace, paths: AgentPaths) -> Limits:
+    """Those of the configuration that there is, changed as was asked for; ValueError."""
+    try:
+        before = load_config(paths).limits
+    except SendenseError:
+        before = Limits()
+    asked = {
+        "reads_per_host": options.reads_per_host,
+        "snapshots_per_datastore": options.snapshots_per_datastore,
+    }
+    return replace(before, **{name: value for name, value in asked.items() if value is not None})
 
 
 def configure(options: argparse.Namespace, paths: AgentPaths) -> int:
@@ -76,9 +112,12 @@ def configure(options: argparse.Namespace, paths: AgentPaths) -> int:
     try:
         fingerprint(options.hub_key)  # a line that was cut is better found now
         private_dir(paths.state)
-        AgentConfig(options.site, host, int(port), options.hub_key).save(paths)
+        AgentConfig(options.site, host, int(port), options.hub_key, _limits(options, paths)).save(paths)
         print(ensure_key(ssh_key_file(paths), options.site))  # noqa: T201
         print(ensure_agent_keys(paths.lease_keys_file).public.to_line(options.site))  # noqa: T201
+    except ValueError as error:
+        print(f"sendense-agent: {error}", file=sys.stderr)  # noqa: T201
+        return 2
     except SendenseError as error:
         print(f"sendense-agent: {error.message}", file=sys.stderr)  # noqa: T201
         return 1

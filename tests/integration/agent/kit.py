@@ -25,11 +25,13 @@ from sendense.agent.v1.vcenter_access_pb2 import VcenterAccess
 from sendense_agent.control.jobs import Jobs
 from sendense_agent.control.worker_process import WorkerCommand
 from sendense_agent.datapath import framing
+from sendense_agent.domain.limits import Limits
 from sendense_agent.rpc.agent_service import AgentService
 from sendense_agent.worker.channel import unpack
 from sendense_common import process, rpc
 
 WITHIN_S = 20.0
+LIMITS = Limits()
 
 _PUPPET = """
 import os, socket, sys, threading
@@ -149,12 +151,12 @@ class Puppets:
 class Agent:
     """The service, its jobs and workers."""
 
-    def __init__(self, directory: Path, command: WorkerCommand | None = None) -> None:
+    def __init__(self, directory: Path, command: WorkerCommand | None, limits: Limits) -> None:
         self.directory = directory
         self.socket = directory / "grpc.sock"
         self.puppets = Puppets(directory)
         self._command = command or self.puppets.command
-        self.jobs = Jobs(self._command)
+        self.jobs = Jobs(self._command, limits)
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -174,9 +176,11 @@ class Agent:
 
 
 @contextlib.asynccontextmanager
-async def running_agent(directory: Path, command: WorkerCommand | None = None) -> AsyncIterator[Agent]:
+async def running_agent(
+    directory: Path, command: WorkerCommand | None = None, limits: Limits = LIMITS
+) -> AsyncIterator[Agent]:
     """With workers of the test's, or others."""
-    agent = Agent(directory, command)
+    agent = Agent(directory, command, limits)
     async with agent.puppets.listening():
         try:
             async with agent.serving():

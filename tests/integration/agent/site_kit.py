@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.integration.agent.kit import WITHIN_S, Agent, Stream, open_stream, running_agent, start
+from tests.integration.agent.kit import LIMITS, WITHIN_S, Agent, Stream, open_stream, running_agent, start
 from tests.integration.credentials.kit import PASSWORD, Service
 from tests.integration.datapath.kit import as_raw, new_layer, qemu_nbd
 from tests.integration.tunnel.kit import Hub, running_hub, until
@@ -23,6 +23,7 @@ from sendense.agent.v1.vcenter_access_pb2 import VcenterAccess
 from sendense.credentials.v1.operation_pb2 import Operation
 from sendense_agent.config import AgentConfig
 from sendense_agent.control.worker_process import worker_command
+from sendense_agent.domain.limits import Limits
 from sendense_common.keys import ensure_agent_keys
 from sendense_common.paths import AgentPaths, private_dir
 from sendense_lab.client import LabClient, LabMachine
@@ -185,7 +186,9 @@ class Backup:
 
 
 @contextlib.asynccontextmanager
-async def running_site(directory: Path, credentials: Service, lab: LabClient) -> AsyncIterator[Site]:
+async def running_site(
+    directory: Path, credentials: Service, lab: LabClient, limits: Limits = LIMITS
+) -> AsyncIterator[Site]:
     """Until the block ends. Only the vCenter and the credentials service were there before."""
     name = f"site-{uuid.uuid4().hex[:8]}"  # the credentials service knows each by its keys
     paths = AgentPaths(private_dir(directory / "a"), private_dir(directory / "a" / "run"))
@@ -196,12 +199,12 @@ async def running_site(directory: Path, credentials: Service, lab: LabClient) ->
     counted = await lab.counters()
     async with running_hub(private_dir(directory / "h")) as hub:
         tunnel = hub.enrol(name, "ssh")
-        config = AgentConfig(name, tunnel.host, tunnel.port, tunnel.hub_host_key)
+        config = AgentConfig(name, tunnel.host, tunnel.port, tunnel.hub_host_key, limits)
         config.save(paths)
         for suffix in ("", ".pub"):
             key = tunnel.private_key_file.with_name(tunnel.private_key_file.name + suffix)
             key.rename(paths.state / f"ssh_ed25519_key{suffix}")
         await credentials.register(name, ensure_agent_keys(paths.lease_keys_file))
         paths.credentials_socket.symlink_to(credentials.paths.agents_socket)
-        async with running_agent(directory, worker_command(paths)) as agent, agent.stub() as stub:
+        async with running_agent(directory, worker_command(paths), limits) as agent, agent.stub() as stub:
             yield Site(name, agent, paths, lab, credentials, hub, stub, directory, counted)

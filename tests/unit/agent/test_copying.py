@@ -25,7 +25,7 @@ class Disks(Copying):
     def __init__(self) -> None:
         async def say(event: pb.RunBackupResponse) -> None: ...
 
-        super().__init__(None, "job", "web", say)  # type: ignore[arg-type]
+        super().__init__(None, "job", "web", say, None)  # type: ignore[arg-type]
         self.failing: dict[int, SendenseError] = {}
         self.fail_now = asyncio.Event()
         self.running: set[int] = set()

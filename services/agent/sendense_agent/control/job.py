@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterator
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.control.event_log import EventLog
+from sendense_agent.control.permits import Permits, WorkerPermits
 from sendense_agent.control.worker_process import WorkerCommand, WorkerProcess, start_worker
 from sendense_agent.worker.channel import unpack
 from sendense_common import telemetry
@@ -28,12 +29,19 @@ _EXIT_WITHIN_S = 30.0
 class Job:
     """One attempt; its worker runs from the start on."""
 
-    def __init__(self, command: WorkerCommand, request: pb.RunBackupRequest) -> None:
-        """Args: request: with `start`."""
+    def __init__(self, command: WorkerCommand, request: pb.RunBackupRequest, permits: Permits) -> None:
+        """Starts its worker.
+
+        Args:
+            command: does so.
+            request: with `start`.
+            permits: of all jobs.
+        """
         self.start = request.start
         self.attempt = request.start.attempt
         self.log = EventLog()
         self._request = request
+        self._permits = permits
         self._worker: WorkerProcess | None = None
         self._pending: list[pb.RunBackupRequest] = []
         self._streams = 0
@@ -121,13 +129,15 @@ class Job:
     async def _run(self, command: WorkerCommand) -> None:
         """The worker's life; whatever becomes of it, the log ends with `done` or `failed`."""
         failure: SendenseError | None = None
+        permits: WorkerPermits | None = None
         try:
             with telemetry.continue_from(self._request.traceparent):
                 async with start_worker(command, self._request) as worker:
                     self._worker = worker
+                    permits = self._permits.of_worker(worker.send)
                     for request in self._pending:
                         await worker.send(request)
-                    await self._hear(worker)
+                    await self._hear(worker, permits)
         except SendenseError as error:
             failure = error
         except Exception:
@@ -142,8 +152,10 @@ class Job:
             self._stop_timer()
             if not self.log.ended:
                 self._fail(self._ended_because or failure)
+            if permits is not None:
+                await permits.close()
 
-    async def _hear(self, worker: WorkerProcess) -> None:
+    async def _hear(self, worker: WorkerProcess, permits: WorkerPermits) -> None:
         """Takes what the worker says, to its end; after its last event it is not waited for for ever."""
         loop = asyncio.get_running_loop()
         try:
@@ -153,7 +165,9 @@ class Job:
             ):
                 async for wrapped in messages:
                     event = unpack(wrapped, pb.RunBackupResponse)
-                    if event is not None and not self.log.ended:
+                    if event is None:
+                        await permits.hear(wrapped)
+                    elif not self.log.ended:
                         self._take(event)
                         if self.log.ended:
                             patience.reschedule(loop.time() + _EXIT_WITHIN_S)

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.control.job import Job, fenced, lost
+from sendense_agent.control.permits import Permits
 from sendense_agent.control.worker_process import WorkerCommand
+from sendense_agent.domain.limits import Limits
 from sendense_common.errors import SendenseError
 
 log = logging.getLogger(__name__)
@@ -25,9 +27,15 @@ _STOP_WITHIN_S = 20.0
 class Jobs:
     """All backups of this agent."""
 
-    def __init__(self, command: WorkerCommand) -> None:
-        """Args: command: starts a worker."""
+    def __init__(self, command: WorkerCommand, limits: Limits) -> None:
+        """No jobs yet.
+
+        Args:
+            command: starts a worker.
+            limits: over all jobs.
+        """
         self._command = command
+        self.permits = Permits(limits)
         self._jobs: dict[str, Job] = {}
         self._stopping = False
 
@@ -80,7 +88,7 @@ class Jobs:
                     vm=start.vm_name,
                     job=other.start.job_id,
                 )
-        job = self._jobs[job_id] = Job(self._command, request)
+        job = self._jobs[job_id] = Job(self._command, request, self.permits)
         job.running.add_done_callback(lambda _: self._forget_later(job_id, job))
         return job
 

@@ -43,7 +43,7 @@ async def serve(paths: AgentPaths, stopping: asyncio.Event, *, command: WorkerCo
         ensure_agent_keys(paths.lease_keys_file)
         for leftover in (paths.exports_dir, paths.run / "n"):
             shutil.rmtree(leftover, ignore_errors=True)
-        jobs = Jobs(command)
+        jobs = Jobs(command, config.limits)
         service = rpc.Service(
             "sendense.agent.v1.AgentService",
             add_AgentServiceServicer_to_server,

@@ -87,6 +87,11 @@ class Machine:
         self._facts = facts
 
     @property
+    def devices(self) -> list[Any]:
+        """Its hardware list."""
+        return list(self._facts["config.hardware.device"])
+
+    @property
     def name(self) -> str:
         """As vSphere shows it."""
         return shown(str(self._facts["name"]))

@@ -9,11 +9,13 @@ import logging
 from collections.abc import AsyncIterator
 
 from sendense.agent.v1 import backup_pb2 as pb
+from sendense.agent.v1 import permits_pb2
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1 import operation_pb2
-from sendense_agent.vsphere import Machine, Session, Snapshot, find_machine
+from sendense_agent.vsphere import Machine, Session, Snapshot, datastores_of, find_machine, host_of, place
 from sendense_agent.worker.channel import Channel, unpack
 from sendense_agent.worker.copying import Copying, confirm
+from sendense_agent.worker.permits import Permits
 from sendense_agent.worker.plan import DiskPlan, plan_disk
 from sendense_agent.worker.site import Site
 from sendense_common import telemetry
@@ -37,7 +39,8 @@ class Backup:
         self._start = start
         self._exports: asyncio.Future[pb.OpenExports] = asyncio.get_running_loop().create_future()
         self._committed: asyncio.Future[pb.CommitPoint] = asyncio.get_running_loop().create_future()
-        self._copying = Copying(site, start.job_id, start.vm_name, self._say)
+        self._permits = Permits(channel, self._waits)
+        self._copying = Copying(site, start.job_id, start.vm_name, self._say, self._permits)
         self._snapshot_left = False
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -73,6 +76,9 @@ class Backup:
         while (wrapped := await self._channel.receive()) is not None:
             request = unpack(wrapped, pb.RunBackupRequest)
             if request is None:
+                answer = unpack(wrapped, permits_pb2.PermitAnswer)
+                if answer is not None:
+                    self._permits.hear(answer)
                 continue
             match request.WhichOneof("message"):
                 case "exports":
@@ -99,12 +105,12 @@ class Backup:
                 machine.preflight()
                 just_enabled = await machine.enable_changed_block_tracking()
                 await machine.refresh()
-            await self._phase(pb.AGENT_PHASE_SNAPSHOT)
-            async with self._snapshot(machine) as snapshot:
+            async with self._room(session, machine), self._snapshot(machine) as snapshot:
                 plans = await self._plan(session, machine, snapshot, just_enabled=just_enabled)
                 exports = await self._exports
                 await self._phase(pb.AGENT_PHASE_COPY)
                 with telemetry.span("copy", disks=len(plans)):
+                    self._copying.host = await host_of(session, machine.reference)
                     await self._copying.run(session, snapshot, plans, exports)
                 await self._phase(pb.AGENT_PHASE_CONFIRM)
                 with telemetry.span("confirm snapshot"):
@@ -122,6 +128,15 @@ class Backup:
             log.info("removing the snapshot %s that an earlier job left", snapshot.moref)
             await snapshot.remove()
         await machine.refresh()
+
+    @contextlib.asynccontextmanager
+    async def _room(self, session: Session, machine: Machine) -> AsyncIterator[None]:
+        """Waits until each datastore of the VM may have one snapshot more, for as long as the block runs."""
+        stores = [await place(session, each) for each in datastores_of(machine.devices)]
+        async with self._permits.held(permits_pb2.PERMIT_KIND_DATASTORE_SNAPSHOT, stores):
+            await machine.refresh()  # disks may have come and gone meanwhile
+            await self._phase(pb.AGENT_PHASE_SNAPSHOT)
+            yield
 
     @contextlib.asynccontextmanager
     async def _snapshot(self, machine: Machine) -> AsyncIterator[Snapshot]:
@@ -221,6 +236,10 @@ class Backup:
 
     async def _phase(self, phase: pb.AgentPhase.ValueType) -> None:
         await self._say(pb.RunBackupResponse(phase=pb.PhaseStarted(phase=phase)))
+
+    async def _waits(self, kind: permits_pb2.PermitKind.ValueType, what: str) -> None:
+        host = kind == permits_pb2.PERMIT_KIND_HOST_READ
+        await self._warn("waited_for_host" if host else "waited_for_datastore", f"It had to wait for {what}.")
 
     async def _warn(self, code: str, message: str, disk_key: int = 0) -> None:
         await self._say(

@@ -10,9 +10,11 @@ import time
 from collections.abc import Awaitable, Callable
 
 from sendense.agent.v1 import backup_pb2 as pb
+from sendense.agent.v1.permits_pb2 import PERMIT_KIND_HOST_READ
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.datapath import CopyOrder, Mover, datastore_source, start_mover
-from sendense_agent.vsphere import Session, Snapshot
+from sendense_agent.vsphere import Place, Session, Snapshot
+from sendense_agent.worker.permits import Permits
 from sendense_agent.worker.plan import DiskPlan
 from sendense_agent.worker.site import Site
 from sendense_common import telemetry
@@ -28,12 +30,23 @@ Say = Callable[[pb.RunBackupResponse], Awaitable[None]]
 class Copying:
     """The copy of one backup; runs once."""
 
-    def __init__(self, site: Site, job_id: str, vm_name: str, say: Say) -> None:
-        """Args: say: takes progress, checkpoints and finished disks."""
+    def __init__(self, site: Site, job_id: str, vm_name: str, say: Say, permits: Permits) -> None:
+        """Nothing runs yet.
+
+        Args:
+            site: of the agent.
+            job_id: for names of files.
+            vm_name: for messages.
+            say: takes progress, checkpoints and finished disks.
+            permits: asked before a disk is read.
+        """
         self._site = site
         self._job_id = job_id
         self._vm_name = vm_name
         self._say = say
+        self._permits = permits
+        self.host: Place | None = None
+        """Whose limit of disks that are read at once counts."""
         self._movers: dict[int, Mover] = {}
         self._bytes_per_second = 0
         self._progress: dict[int, pb.DiskProgress] = {}
@@ -73,6 +86,7 @@ class Copying:
     ) -> None:
         disk, paths = plan.disk, self._site.paths
         async with (
+            self._permits.held(PERMIT_KIND_HOST_READ, [self.host] if self.host else []),
             datastore_source(
                 url=await snapshot.source_url(disk),
                 cookie=session.cookie(),

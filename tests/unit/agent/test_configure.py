@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.config import load_config
+from sendense_agent.domain.limits import Limits
+from sendense_agent.main import main
+from sendense_common.errors import SendenseError
+from sendense_common.paths import AgentPaths
+from sendense_common.tunnel import ensure_key
+
+pytestmark = pytest.mark.unit
+
+
+def configure(state: Path, *more: str) -> int:
+    hub_key = ensure_key(state.parent / "hub_key", "hub")
+    arguments = ["configure", "--state", str(state), "--site", "paris", "--hub", "h:22", "--hub-key", hub_key]
+    return main([*arguments, *more])
+
+
+def limits(state: Path) -> Limits:
+    return load_config(AgentPaths(state, state / "run")).limits
+
+
+def test_limits_are_kept_and_what_is_not_given_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    state = tmp_path / "agent"
+    assert configure(state) == 0
+    assert limits(state) == Limits()
+    assert configure(state, "--reads-per-host", "9") == 0
+    assert configure(state, "--snapshots-per-datastore", "7") == 0
+    assert limits(state) == Limits(reads_per_host=9, snapshots_per_datastore=7)
+    assert "ssh-ed25519" in capsys.readouterr().out
+
+
+def test_a_limit_that_would_stop_every_backup_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    state = tmp_path / "agent"
+    assert configure(state, "--reads-per-host", "0") == 2
+    assert "reads_per_host must be more than 0" in capsys.readouterr().err
+    assert not (state / "agent.json").exists()
+
+
+def test_a_configuration_of_before_there_were_limits_still_works(tmp_path: Path):
+    state = tmp_path / "agent"
+    configure(state)
+    facts = json.loads((state / "agent.json").read_text())
+    del facts["limits"]
+    (state / "agent.json").write_text(json.dumps(facts))
+    assert limits(state) == Limits()
+
+
+@pytest.mark.parametrize("wrong", [{"reads_per_host": 0}, {"unknown": 1}, 7])
+def test_limits_in_the_file_that_cannot_be_meant_are_refused_in_words(tmp_path: Path, wrong: object):
+    state = tmp_path / "agent"
+    configure(state)
+    facts = json.loads((state / "agent.json").read_text())
+    facts["limits"] = wrong
+    (state / "agent.json").write_text(json.dumps(facts))
+    with pytest.raises(SendenseError, match="cannot be understood") as caught:
+        limits(state)
+    assert caught.value.reason == Reason.REASON_INVALID_REQUEST
