@@ -59,6 +59,10 @@ test: setup  ## All tests (about 8 minutes)
 mutants: setup  ## Break each rule of changed block tracking once; its tests must notice (5 minutes)
 	@$(PY) -m tests.mutants.run
 
+.PHONY: scenarios
+scenarios: setup  ## All scenarios of the simulated vCenter through the whole system, also the long ones
+	SENDENSE_SCENARIOS=all $(PY) -m pytest tests/scenarios -q
+
 .PHONY: demo
 demo: setup  ## Back up a simulated VM twice, restore both points, prove every byte
 	@.venv/bin/sendense demo

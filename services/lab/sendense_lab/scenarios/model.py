@@ -53,6 +53,12 @@ class MachinePart:
     snapshots: list[str] = field(default_factory=list)
     """Names of those that somebody took before."""
 
+    def names(self) -> list[str]:
+        """Of the VMs that it makes."""
+        if self.count == 1:
+            return [self.name]
+        return [f"{self.name}-{number:04d}" for number in range(1, self.count + 1)]
+
 
 @dataclass(frozen=True)
 class Step:

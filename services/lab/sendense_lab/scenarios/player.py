@@ -47,8 +47,7 @@ class Player:
         """Makes VMs, their data and earlier snapshots, then applies the settings."""
         hosts = self._scenario.vcenter.hosts
         for machine in self._scenario.vm:
-            for number in range(machine.count):
-                name = machine.name if machine.count == 1 else f"{machine.name}-{number + 1:04d}"
+            for number, name in enumerate(machine.names()):
                 self._make(machine, name, machine.host or hosts[number % len(hosts)])
         self._commands.set(**self._scenario.settings)
 

@@ -158,7 +158,7 @@ def _with_arguments(kind: Any, table: Mapping[str, Any], where: str) -> dict[str
 
 def _check(scenario: Scenario) -> None:
     """What one value cannot show."""
-    machines = {machine.name for machine in scenario.vm}
+    machines = {name for machine in scenario.vm for name in machine.names()}
     stores = {store.name for store in scenario.datastores}
     for number, machine in enumerate(scenario.vm):
         where = f"vm[{number}]"

@@ -187,10 +187,11 @@ class Commands:
         """An administrator takes a snapshot."""
         return str(self._machine(vm)._take(name, "", quiesce=False)._moId)  # noqa: SLF001
 
-    def reset_tracking(self, vm: str) -> None:
-        """Change tracking begins anew, with other IDs, as after a crash of the host."""
-        for disk in self._machine(vm).disks:
-            disk.tracking_id = ""
+    def reset_tracking(self, vm: str, disk: int = 0) -> None:
+        """Change tracking of one disk, or all, begins anew with other IDs, as after a crash of the host."""
+        for each in self._machine(vm).disks:
+            if disk in {0, each.key}:
+                each.tracking_id = ""
 
     def resize_disk(self, vm: str, disk: int, capacity_bytes: int) -> None:
         """An administrator makes a disk larger."""

@@ -69,7 +69,7 @@ class Vcenter:
         self.lock_after: int | None = 5
         """Wrong passwords in a row until the account is locked, as with single sign-on; None: never."""
         self.session_calls = 0
-        """A session ends after so many calls and requests for files; 0: never."""
+        """A session ends after so many calls of the API; 0: never."""
         self.session_idle_seconds = 0.0
         """A session ends when it was silent for so long; 0: never."""
         self.read_seconds = 0.0
@@ -94,16 +94,16 @@ class Vcenter:
         """Whether a session cookie is good."""
         return session in self.sessions
 
-    def use(self, session: str) -> bool:
-        """Whether a session cookie is good for one call more."""
+    def use(self, session: str, calls_more: int = 1) -> bool:
+        """Whether a session cookie is good for one thing more; of which calls of the API are counted."""
         calls, last_s = self._used.get(session, (0, time.monotonic()))
         silent_s = time.monotonic() - last_s
-        if 0 < self.session_calls <= calls or 0 < self.session_idle_seconds < silent_s:
+        if (calls_more and 0 < self.session_calls <= calls) or 0 < self.session_idle_seconds < silent_s:
             self.sessions.pop(session, None)
         if session not in self.sessions:
             self._used.pop(session, None)
             return False
-        self._used[session] = calls + 1, time.monotonic()
+        self._used[session] = calls + calls_more, time.monotonic()
         return True
 
     def call(self, caller: Caller, body: bytes) -> tuple[int, bytes]:

@@ -75,7 +75,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(self.vcenter.read_seconds)
             self.vcenter.events.happen("GET /folder")
             planned = self.vcenter.faults.due("GET /folder")
-        if not self.vcenter.use(self._session()) or (planned and planned.fault == "401"):
+        if not self.vcenter.use(self._session(), calls_more=0) or (planned and planned.fault == "401"):
             self._reply(401, b"", {"WWW-Authenticate": 'Basic realm="VMware HTTP server"'})
         elif planned and planned.fault == "500":
             self._reply(500)
