@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sendense_agent.config import AgentConfig, load_config, ssh_key_file
 from sendense_agent.control.serve import serve
-from sendense_agent.domain.limits import Limits
+from sendense_agent.domain.limits import GIB, Limits
 from sendense_common.errors import SendenseError
 from sendense_common.keys import ensure_agent_keys
 from sendense_common.paths import AgentPaths, private_dir, runtime_dir
@@ -87,6 +87,25 @@ def _add_limits(configure: argparse.ArgumentParser) -> None:
         help="VMs that have a snapshot of a backup on one datastore at once "
         f"(first: {usual.snapshots_per_datastore})",
     )
+    group.add_argument(
+        "--floor-gib",
+        type=float,
+        metavar="GIB",
+        help="free space that must stay on a datastore: without it no snapshot is made, and one that exists "
+        f"is removed (first: {usual.floor_bytes / GIB:g})",
+    )
+    group.add_argument(
+        "--floor-percent",
+        type=float,
+        metavar="P",
+        help=f"the same as a share of its capacity; the larger one counts (first: {usual.floor_percent:g})",
+    )
+    group.add_argument(
+        "--max-snapshot-age",
+        type=float,
+        metavar="HOURS",
+        help=f"a snapshot of this age is removed (first: {usual.max_snapshot_age_s / 3600:g})",
+    )
 
 
 def _limits(options: argparse.Namespace, paths: AgentPaths) -> Limits:
@@ -98,6 +117,9 @@ def _limits(options: argparse.Namespace, paths: AgentPaths) -> Limits:
     asked = {
         "reads_per_host": options.reads_per_host,
         "snapshots_per_datastore": options.snapshots_per_datastore,
+        "floor_bytes": None if options.floor_gib is None else int(options.floor_gib * GIB),
+        "floor_percent": options.floor_percent,
+        "max_snapshot_age_s": None if options.max_snapshot_age is None else options.max_snapshot_age * 3600,
     }
     return replace(before, **{name: value for name, value in asked.items() if value is not None})
 

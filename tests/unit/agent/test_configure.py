@@ -8,7 +8,7 @@ import pytest
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.config import load_config
-from sendense_agent.domain.limits import Limits
+from sendense_agent.domain.limits import GIB, Limits
 from sendense_agent.main import main
 from sendense_common.errors import SendenseError
 from sendense_common.paths import AgentPaths
@@ -34,6 +34,15 @@ def test_limits_are_kept_and_what_is_not_given_stays(tmp_path: Path, capsys: pyt
     assert configure(state, "--reads-per-host", "9") == 0
     assert configure(state, "--snapshots-per-datastore", "7") == 0
     assert limits(state) == Limits(reads_per_host=9, snapshots_per_datastore=7)
+    more = ("--floor-gib", "1.5", "--floor-percent", "0", "--max-snapshot-age", "0.5")
+    assert configure(state, *more) == 0
+    assert limits(state) == Limits(
+        reads_per_host=9,
+        snapshots_per_datastore=7,
+        floor_bytes=3 * GIB // 2,
+        floor_percent=0,
+        max_snapshot_age_s=1800,
+    )
     assert "ssh-ed25519" in capsys.readouterr().out
 
 

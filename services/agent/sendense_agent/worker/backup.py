@@ -12,12 +12,23 @@ from sendense.agent.v1 import backup_pb2 as pb
 from sendense.agent.v1 import permits_pb2
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1 import operation_pb2
-from sendense_agent.vsphere import Machine, Session, Snapshot, datastores_of, find_machine, host_of, place
+from sendense_agent.vsphere import (
+    Machine,
+    Session,
+    Snapshot,
+    Space,
+    datastores_of,
+    find_machine,
+    host_of,
+    place,
+    space_on,
+)
 from sendense_agent.worker.channel import Channel, unpack
 from sendense_agent.worker.copying import Copying, confirm
 from sendense_agent.worker.permits import Permits
 from sendense_agent.worker.plan import DiskPlan, plan_disk
 from sendense_agent.worker.site import Site
+from sendense_agent.worker.watch import SnapshotWatch, below_floor
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError
 from sendense_common.undisturbed import undisturbed
@@ -39,18 +50,23 @@ class Backup:
         self._start = start
         self._exports: asyncio.Future[pb.OpenExports] = asyncio.get_running_loop().create_future()
         self._committed: asyncio.Future[pb.CommitPoint] = asyncio.get_running_loop().create_future()
+        self._must_end: asyncio.Future[SendenseError] = asyncio.get_running_loop().create_future()
         self._permits = Permits(channel, self._waits)
         self._copying = Copying(site, start.job_id, start.vm_name, self._say, self._permits)
         self._snapshot_left = False
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Works until `done` or `failed` has been said; `stopping` or a cancel ends it early."""
+        """Works until `done` or `failed` has been said.
+
+        It ends early by `stopping`, by a cancel, or when its snapshot must not stay any longer.
+        """
         work = asyncio.create_task(self._work())
         listening = asyncio.create_task(self._listen())
         stop = asyncio.create_task(_stopped(stopping))
+        giving_way = asyncio.create_task(_result(self._must_end))
         cause: SendenseError | None = None
         try:
-            enders = {listening, stop}
+            enders = {listening, stop, giving_way}
             while not work.done():
                 done, _ = await asyncio.wait({work, *enders}, return_when=asyncio.FIRST_COMPLETED)
                 # A point that is complete stays so; what is left then is the snapshot, and it goes anyway.
@@ -67,9 +83,9 @@ class Backup:
             failed = pb.BackupFailed(failure=(cause or error).to_failure(), snapshot_left=self._snapshot_left)
             await self._say(pb.RunBackupResponse(failed=failed))
         finally:
-            for task in (work, listening, stop):
+            for task in (work, listening, stop, giving_way):
                 task.cancel()
-            await asyncio.gather(work, listening, stop, return_exceptions=True)
+            await asyncio.gather(work, listening, stop, giving_way, return_exceptions=True)
 
     async def _listen(self) -> SendenseError:
         """Takes what the hub says; returns why the backup has to end."""
@@ -105,7 +121,11 @@ class Backup:
                 machine.preflight()
                 just_enabled = await machine.enable_changed_block_tracking()
                 await machine.refresh()
-            async with self._room(session, machine), self._snapshot(machine) as snapshot:
+            async with (
+                self._room(session, machine),
+                self._snapshot(machine) as snapshot,
+                self._watched(session, machine),
+            ):
                 plans = await self._plan(session, machine, snapshot, just_enabled=just_enabled)
                 exports = await self._exports
                 await self._phase(pb.AGENT_PHASE_COPY)
@@ -135,8 +155,38 @@ class Backup:
         stores = [await place(session, each) for each in datastores_of(machine.devices)]
         async with self._permits.held(permits_pb2.PERMIT_KIND_DATASTORE_SNAPSHOT, stores):
             await machine.refresh()  # disks may have come and gone meanwhile
+            spaces = [await space_on(session, each) for each in datastores_of(machine.devices)]
+            outcome = f"no snapshot of VM {machine.name} was made"
+            if full := below_floor(spaces, self._site.config.limits, machine.name, outcome):
+                raise full
             await self._phase(pb.AGENT_PHASE_SNAPSHOT)
             yield
+
+    @contextlib.asynccontextmanager
+    async def _watched(self, session: Session, machine: Machine) -> AsyncIterator[None]:
+        """Ends the backup when its snapshot must go, also when nobody can be asked."""
+        stores = datastores_of(machine.devices)
+
+        async def spaces() -> list[Space]:
+            return [await space_on(session, each) for each in stores]
+
+        async def look() -> None:
+            try:
+                must_end = await SnapshotWatch(
+                    self._site.config.limits, machine.name, spaces, self._warn
+                ).run()
+            except Exception:
+                log.exception("job %s: nobody looks after its snapshot any more", self._start.job_id)
+                raise
+            log.warning("job %s: %s", self._start.job_id, must_end)
+            self._must_end.set_result(must_end)
+
+        looking = asyncio.create_task(look())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
 
     @contextlib.asynccontextmanager
     async def _snapshot(self, machine: Machine) -> AsyncIterator[Snapshot]:
@@ -271,6 +321,10 @@ def _refuse_fulls(vm_name: str, plans: list[DiskPlan]) -> None:
             disk=fulls[0].disk.key,
             why=why,
         )
+
+
+async def _result(future: asyncio.Future[SendenseError]) -> SendenseError:
+    return await future
 
 
 async def _stopped(stopping: asyncio.Event) -> SendenseError:

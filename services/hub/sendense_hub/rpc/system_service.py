@@ -14,7 +14,8 @@ from sendense.hub.v1.system_service_pb2_grpc import SystemServiceServicer
 from sendense_common import rpc
 from sendense_common.errors import SendenseError
 from sendense_common.paths import CredentialsPaths, HubPaths
-from sendense_hub.catalog import cleanups, sites
+from sendense_hub.catalog import cleanups, jobs, sites
+from sendense_hub.domain.job_rules import ACTIVE
 from sendense_hub.jobs.workshop import Workshop
 from sendense_hub.repository import programs
 
@@ -26,6 +27,8 @@ _TOOLS = {
     "setpriv": "util-linux",
 }
 _LITTLE_SPACE = 0.1
+_OLD_SNAPSHOT = "snapshot_old"
+_MANY = 10_000
 _ANSWER_WITHIN_S = 2.0
 
 
@@ -60,6 +63,7 @@ class SystemService(SystemServiceServicer):
         checks += [self._space(name) for name in sorted(self._workshop.repositories)]
         checks += await self._sites()
         checks.append(await self._leftovers())
+        checks.append(await self._old_snapshots())
         return pb.DiagnoseResponse(checks=checks)
 
     async def _credentials_answer(self) -> pb.Check:
@@ -127,6 +131,23 @@ class SystemService(SystemServiceServicer):
             pb.CHECK_STATUS_WARNING,
             f"ended jobs may have left one: {names}",
             "The hub goes on trying; it needs the site connected and the password right.",
+        )
+
+    async def _old_snapshots(self) -> pb.Check:
+        """What agents warned of when a snapshot reached half of the age at which it goes."""
+        name = "snapshots.age"
+        active = await self._workshop.catalog.run(
+            lambda connection: jobs.listed(connection, states=sorted(ACTIVE), limit=_MANY)
+        )
+        old = [job for job in active if any(warning.code == _OLD_SNAPSHOT for warning in job.warnings)]
+        if not old:
+            return _check(name, pb.CHECK_STATUS_OK, "no running job has an old one")
+        return _check(
+            name,
+            pb.CHECK_STATUS_WARNING,
+            "running jobs have old ones: "
+            + ", ".join(f"{job.vm_name} (job {job.job_id[:8]})" for job in old),
+            "It grows until the job ends, and goes at its maximum age: see `sendense job show`.",
         )
 
 
