@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.datapath.sources import DEFAULT_TRANSPORTS
 from sendense_agent.domain.limits import Limits
 from sendense_common.errors import SendenseError
 from sendense_common.paths import AgentPaths
@@ -29,6 +30,11 @@ class AgentConfig:
     """One OpenSSH line; no other hub is accepted."""
     limits: Limits = field(default_factory=Limits)
     """How gently the site is treated."""
+
+    vddk_libdir: str = ""
+    """Where VMware's library was unpacked; empty: disks are read by HTTPS."""
+    vddk_transports: str = DEFAULT_TRANSPORTS
+    """How it reaches the disks, in order of preference, as "san:nbdssl"."""
 
     def tunnel(self, paths: AgentPaths) -> TunnelConfig:
         """How to dial."""

@@ -13,8 +13,8 @@ import pytest
 from tests.integration.vsphere.kit import GRANULE, fails, freeze, pinned
 
 from sendense.common.v1.reason_pb2 import Reason
-from sendense_agent.datapath import datastore_source
 from sendense_agent.vsphere import Machine, Session, Snapshot, datastore_files, find_machine, open_session
+from sendense_agent.worker.reading import datastore_source
 from sendense_lab.client import LabClient
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -56,14 +56,8 @@ async def _read(lab: LabClient, session: Session, directory: Path, name: str, ca
     machine = await find_machine(session, (await _uuid(session, name)), name)
     snapshot = await freeze(machine)
     await lab.guest_write(name, 2000, 0, b"later")
-    async with datastore_source(
-        url=await snapshot.source_url(snapshot.disks[0]),
-        cookie=session.cookie(),
-        trust_pem=session.trusted.trust_pem,
-        capacity_bytes=capacity,
-        run_dir=directory / "n",
-        label="x",
-    ) as source:
+    disk = datastore_source(session, await snapshot.source_url(snapshot.disks[0]))
+    async with disk.open(capacity_bytes=capacity, run_dir=directory / "n", label="x") as source:
         copy = directory / "copy.raw"
         subprocess.run(["nbdcopy", f"nbd+unix:///?socket={source.socket}", str(copy)], check=True)
         assert copy.read_bytes() == data

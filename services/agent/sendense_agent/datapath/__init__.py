@@ -3,6 +3,6 @@
 
 from sendense_agent.datapath.movers import Mover, start_mover
 from sendense_agent.datapath.order import CopyOrder
-from sendense_agent.datapath.source import Source, datastore_source
+from sendense_agent.datapath.sources import DiskSource, Source
 
-__all__ = ["CopyOrder", "Mover", "Source", "datastore_source", "start_mover"]
+__all__ = ["CopyOrder", "DiskSource", "Mover", "Source", "start_mover"]

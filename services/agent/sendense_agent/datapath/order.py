@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sendense_agent.datapath.source import Source
+from sendense_agent.datapath.sources import Source
 from sendense_agent.domain.extents import Extents
 from sendense_common.tunnel import TunnelConfig
 

@@ -2,6 +2,7 @@
 """The vCenter, by pyvmomi: sessions, VMs, snapshots, changed areas."""
 
 from sendense_agent.vsphere.checks import check_machine
+from sendense_agent.vsphere.datastore_files import folder
 from sendense_agent.vsphere.disks import VirtualDisk
 from sendense_agent.vsphere.inventory import virtual_machines
 from sendense_agent.vsphere.machine import Machine, Preflight, find_machine
@@ -23,6 +24,7 @@ __all__ = [
     "check_machine",
     "datastores_of",
     "find_machine",
+    "folder",
     "host_of",
     "open_session",
     "place",

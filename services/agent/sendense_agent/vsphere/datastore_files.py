@@ -44,9 +44,14 @@ async def address(session: Session, machine: Any, file_name: str) -> str:
         {"dcPath": await _datacenter_path(session, machine), "dsName": datastore},
         quote_via=urllib.parse.quote,
     )
+    return f"{folder(session)}/{urllib.parse.quote(path)}?{query}"
+
+
+def folder(session: Session) -> str:
+    """Below which all files of all datastores are."""
     target = session.target
     host = f"[{target.host}]" if ":" in target.host else target.host
-    return f"https://{host}:{target.port}/folder/{urllib.parse.quote(path)}?{query}"
+    return f"https://{host}:{target.port}/folder"
 
 
 async def fetch(session: Session, url: str, what: str) -> bytes | None:

@@ -146,12 +146,12 @@ class Machine:
                 vm=self.name,
             )
         for disk in eligible:
-            if disk.vddk_reason:
+            if disk.vddk_reason and not self._session.vddk:
                 raise SendenseError(
                     Reason.REASON_DISK_NEEDS_VDDK,
                     f"{disk.label} of VM {self.name} needs VMware's library (VDDK): {disk.vddk_reason}",
-                    remedy="Remove the VM's other snapshots if it has any; disks of other kinds cannot be "
-                    "protected without VDDK.",
+                    remedy="Remove the VM's other snapshots if it has any; for disks of other kinds, set "
+                    "VDDK up at the site: `sendense-agent configure --vddk-libdir`.",
                     vm=self.name,
                     disk=disk.key,
                 )

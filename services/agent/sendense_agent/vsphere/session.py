@@ -46,6 +46,8 @@ class Session:
         self.full_name = ""
         self.key = ""
         """vCenter's own name of the session, for questions about its rights."""
+        self.vddk = ""
+        """Version of VMware's library, if disks can be read with it here."""
         self._username = username
         self._password = password
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vsphere")
@@ -70,6 +72,16 @@ class Session:
     def cookie(self) -> str:
         """For HTTPS to the datastores' files, as "vmware_soap_session=…"."""
         return self._cookie
+
+    async def current_cookie(self) -> str:
+        """The cookie of a session that vCenter knows now."""
+        service = vim.ServiceInstance("ServiceInstance", self._stub)
+        await self.call("asking whether the session is known", service.CurrentTime)
+        return self._cookie
+
+    def login(self) -> tuple[str, str]:
+        """(User, password), for a program that has to log in by itself."""
+        return self._username, self._password
 
     def reference(self, kind: Any, moid: str) -> Any:
         """An object by its managed object ID."""

@@ -56,6 +56,11 @@ class Snapshot:
         """Its managed object ID."""
         return str(self._reference._moId)  # noqa: SLF001 - pyvmomi's name for it
 
+    @property
+    def machine_moref(self) -> str:
+        """The managed object ID of its VM."""
+        return str(self._machine._moId)  # noqa: SLF001
+
     async def load(self) -> None:
         """Reads its hardware list.
 

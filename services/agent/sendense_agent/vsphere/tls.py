@@ -8,6 +8,7 @@ import socket
 import ssl
 import urllib.error
 from dataclasses import dataclass
+from typing import Any
 
 from sendense.agent.v1.vcenter_access_pb2 import VcenterAccess
 from sendense.common.v1.reason_pb2 import Reason
@@ -44,7 +45,20 @@ class Trusted:
     """For all further connections; trusts nobody else."""
     trust_pem: str
     """Certificates that verify this server, for other programs."""
-    certificate_sha256: bytes
+    certificate: bytes
+    """The server's own, DER."""
+    server_name: str
+    """A name that it is for: programs that check names must call the server by it."""
+
+    @property
+    def certificate_sha256(self) -> bytes:
+        """Of the server's certificate."""
+        return hashlib.sha256(self.certificate).digest()
+
+    @property
+    def sha1_thumbprint(self) -> str:
+        """Of the server's certificate, as "AA:BB:…", for programs that know nothing better."""
+        return hashlib.sha1(self.certificate, usedforsecurity=False).digest().hex(":").upper()
 
 
 def recognize(target: VcenterTarget) -> Trusted:
@@ -64,15 +78,15 @@ def recognize(target: VcenterTarget) -> Trusted:
             f"holds no certificate of an authority: {error}",
             remedy=f"Add vCenter {target.name} again with --ca-file, a PEM file.",
         ) from error
-    shown = _handshake(target, context)
-    return Trusted(context, target.ca_pem, hashlib.sha256(shown).digest())
+    shown, _ = _handshake(target, context)
+    return Trusted(context, target.ca_pem, shown, target.host)
 
 
 def _recognize_pinned(target: VcenterTarget) -> Trusted:
     looking = ssl.create_default_context()
     looking.check_hostname = False
     looking.verify_mode = ssl.CERT_NONE  # only to see the certificate; nothing is sent on this connection
-    shown = _handshake(target, looking)
+    shown, _ = _handshake(target, looking)
     digest = hashlib.sha256(shown).digest()
     if digest != target.certificate_sha256:
         raise _not_trusted(
@@ -83,12 +97,32 @@ def _recognize_pinned(target: VcenterTarget) -> Trusted:
     context = ssl.create_default_context(cadata=pem)
     context.check_hostname = False  # this very certificate is trusted, whatever names are in it
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    _handshake(target, context)
-    return Trusted(context, pem, digest)
+    _, facts = _handshake(target, context)
+    return Trusted(context, pem, shown, _name_in(target, pem, facts))
 
 
-def _handshake(target: VcenterTarget, context: ssl.SSLContext) -> bytes:
-    """The server's certificate (DER)."""
+def _name_in(target: VcenterTarget, pem: str, facts: dict[str, Any]) -> str:
+    """The host if the certificate is for it, else a name that it is for."""
+    strict = ssl.create_default_context(cadata=pem)
+    strict.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        _handshake(target, strict)
+    except SendenseError as error:
+        if error.reason != Reason.REASON_VCENTER_CERTIFICATE_NOT_TRUSTED:
+            raise
+    else:
+        return target.host
+    others = facts.get("subjectAltName", ())
+    names = [
+        *(name.replace("*", "vcenter", 1) for kind, name in others if kind == "DNS"),
+        *(name for kind, name in others if kind == "IP Address"),
+        *(value for part in facts.get("subject", ()) for kind, value in part if kind == "commonName"),
+    ]
+    return names[0] if names else target.host
+
+
+def _handshake(target: VcenterTarget, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:
+    """The server's certificate (DER), and what is in it if it was verified."""
     try:
         with (
             socket.create_connection((target.host, target.port), timeout=_CONNECT_TIMEOUT_S) as plain,
@@ -96,7 +130,7 @@ def _handshake(target: VcenterTarget, context: ssl.SSLContext) -> bytes:
         ):
             shown = secure.getpeercert(binary_form=True)
             assert shown is not None
-            return shown
+            return shown, dict(secure.getpeercert() or {})
     except (OSError, UnicodeError) as error:
         raise connection_failed(target, error) from error
 

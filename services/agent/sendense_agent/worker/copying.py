@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.agent.v1.permits_pb2 import PERMIT_KIND_HOST_READ
 from sendense.common.v1.reason_pb2 import Reason
-from sendense_agent.datapath import CopyOrder, Mover, datastore_source, start_mover
+from sendense_agent.datapath import CopyOrder, Mover, start_mover
 from sendense_agent.vsphere import Place, Session, Snapshot
 from sendense_agent.worker.permits import Permits
 from sendense_agent.worker.plan import DiskPlan
+from sendense_agent.worker.reading import disk_source
 from sendense_agent.worker.site import Site
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError, invalid
@@ -87,10 +88,7 @@ class Copying:
         disk, paths = plan.disk, self._site.paths
         async with (
             self._permits.held(PERMIT_KIND_HOST_READ, [self.host] if self.host else []),
-            datastore_source(
-                url=await snapshot.source_url(disk),
-                cookie=session.cookie(),
-                trust_pem=session.trusted.trust_pem,
+            (await disk_source(self._site.config, session, snapshot, disk)).open(
                 capacity_bytes=disk.capacity_bytes,
                 run_dir=paths.run / "n",
                 label=f"{self._job_id[:8]}-{disk.key}",

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 
 from sendense.agent.v1 import agent_service_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1 import operation_pb2
-from sendense_agent.vsphere import check_machine, find_machine, virtual_machines
+from sendense_agent.datapath.sources import try_the_way
+from sendense_agent.vsphere import check_machine, find_machine, folder, virtual_machines
 from sendense_agent.worker.channel import Channel
+from sendense_agent.worker.reading import datastore_source
 from sendense_agent.worker.site import Site
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError
@@ -36,6 +39,9 @@ async def list_virtual_machines(site: Site, channel: Channel, request: pb.ListVi
 async def test_vcenter(site: Site, channel: Channel, request: pb.TestVcenterRequest) -> None:
     """See AgentService."""
     async with site.session(request.vcenter, operation_pb2.OPERATION_TEST) as session:
+        # Disks are read by another program than the one that logs in, and it is stricter with names.
+        files = datastore_source(session, folder(session))
+        await try_the_way(files, run_dir=site.paths.run / "n", label=f"test-{os.getpid()}")
         await channel.send(
             pb.TestVcenterResponse(
                 vcenter_uuid=session.vcenter_uuid,
@@ -55,7 +61,7 @@ async def check_virtual_machine(site: Site, channel: Channel, request: pb.CheckV
                 request.vm_name,
                 hub_id=request.hub_id,
                 limits=site.config.limits,
-                vddk=False,
+                vddk=bool(session.vddk),
             )
     await channel.send(pb.CheckVirtualMachineResponse(findings=findings))
 

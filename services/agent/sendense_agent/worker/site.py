@@ -11,6 +11,7 @@ from sendense.agent.v1.vcenter_access_pb2 import VcenterAccess
 from sendense.credentials.v1.operation_pb2 import Operation
 from sendense_agent.clients.credentials import redeem
 from sendense_agent.config import AgentConfig, load_config
+from sendense_agent.datapath.sources import vddk_version
 from sendense_agent.vsphere import Session, VcenterTarget, open_session
 from sendense_common import telemetry
 from sendense_common.keys import load_agent_keys
@@ -49,4 +50,5 @@ class Site:
                 session = await stack.enter_async_context(
                     open_session(target, login.username, login.password)
                 )
+                session.vddk = await vddk_version(self.config.vddk_libdir)
             yield session
