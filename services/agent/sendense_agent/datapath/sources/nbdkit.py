@@ -22,6 +22,7 @@ from sendense_common.undisturbed import undisturbed
 _READY_WITHIN_S = 30.0
 _ASK_EVERY_S = 0.02
 _STDERR_LINES = 40
+_ALL_WORDS_WITHIN_S = 1.0
 _ERROR = re.compile(r"nbdkit: (?:\S+ )?error: (?P<words>.+)")
 
 Explain = Callable[[str, str], SendenseError]
@@ -73,6 +74,7 @@ async def serving(
     environment: Mapping[str, str] | None = None,
     stop_grace_s: float = 3.0,
     on_line: Callable[[str], None] = lambda _: None,
+    fatal: re.Pattern[str] | None = None,
 ) -> AsyncIterator[Source]:
     """A running nbdkit whose export has that size.
 
@@ -86,10 +88,11 @@ async def serving(
         environment: more of it.
         stop_grace_s: that it gets to say goodbye to its server.
         on_line: sees each line of its standard error.
+        fatal: a line of it that ends nbdkit at once, whatever it would try again.
     """
     command = ["nbdkit", "--foreground", "--exit-with-parent", "--readonly", f"--unix={socket}", *arguments]
     child = await start(command, descriptors, environment, stdout=asyncio.subprocess.DEVNULL)
-    server = _Server(child, socket, on_line)
+    server = _Server(child, socket, on_line, fatal)
     try:
         found = await server.capacity()
         if found is None:
@@ -103,7 +106,7 @@ async def serving(
         try:
             yield Source(socket, "", capacity_bytes)
         except SendenseError as error:
-            if error.reason == Reason.REASON_SOURCE_READ_FAILED and (last := server.last_error()):
+            if error.reason == Reason.REASON_SOURCE_READ_FAILED and (last := await server.last_error()):
                 cause = explain(label, last)
                 if cause.reason == error.reason:
                     cause = SendenseError(error.reason, f"{error.message} ({last})", remedy=error.remedy)
@@ -143,11 +146,16 @@ class _Server:
     """A running nbdkit and its words."""
 
     def __init__(
-        self, child: asyncio.subprocess.Process, socket: Path, on_line: Callable[[str], None]
+        self,
+        child: asyncio.subprocess.Process,
+        socket: Path,
+        on_line: Callable[[str], None],
+        fatal: re.Pattern[str] | None,
     ) -> None:
         self._child = child
         self._socket = socket
         self._on_line = on_line
+        self._fatal = fatal
         self._lines: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
         self._answer = "no answer"
         self._reading = asyncio.create_task(self._read_stderr())
@@ -167,14 +175,17 @@ class _Server:
                 self._answer = errors.decode(errors="replace").strip()
                 break  # it listens, so what it says is final
             await asyncio.sleep(_ASK_EVERY_S)
+        if self._child.returncode is not None:
+            await asyncio.wait({self._reading}, timeout=_ALL_WORDS_WITHIN_S)
         return None
 
     def words(self) -> str:
         """What it said so far, or what there is instead."""
         return "\n".join(self._lines) or self._answer
 
-    def last_error(self) -> str:
+    async def last_error(self) -> str:
         """Its newest one; empty: it had none."""
+        await asyncio.sleep(_ASK_EVERY_S)  # it may have been said just now, and nobody has listened yet
         found = [match["words"] for line in self._lines if (match := _ERROR.search(line))]
         return found[-1] if found else ""
 
@@ -188,6 +199,9 @@ class _Server:
         async for line in self._child.stderr:
             self._lines.append(line.decode(errors="replace").rstrip())
             self._on_line(self._lines[-1])
+            if self._fatal is not None and self._fatal.search(self._lines[-1]):
+                with contextlib.suppress(ProcessLookupError):
+                    self._child.terminate()
 
 
 async def _ended(child: asyncio.subprocess.Process) -> None:

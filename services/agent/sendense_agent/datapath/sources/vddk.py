@@ -91,6 +91,7 @@ class VddkSource:
                     descriptors=[password],
                     environment=environment(self.libdir),
                     stop_grace_s=_STOP_GRACE_S,
+                    fatal=_REFUSED,  # accounts get locked: it is not tried again
                 )
             )
 
