@@ -15,10 +15,11 @@ _WITHIN_S = 15.0
 
 
 @pytest.fixture
-def wrong_password(shared_lab: Lab):
+def wrong_password(shared_world: World, shared_lab: Lab):
     shared_lab.command("set_password", password="something else")
     yield
     shared_lab.command("set_password", password=PASSWORD)
+    shared_world.ask("vcenter", "test", "lab")
 
 
 def test_ff08_a_refused_login_ends_the_job_and_leaves_nothing(
@@ -57,6 +58,40 @@ def test_ff08_a_vm_that_must_be_looked_up_first_fails_the_same_way(
     assert job["state"] == "JOB_STATE_FAILED"
     assert job["failure"]["reason"] == "REASON_VCENTER_LOGIN_FAILED"
     assert job["failure"]["metadata"]["vm"] == "never-seen"
+
+
+def test_rule_24_a_refused_password_is_tried_by_nothing_until_it_was_changed(
+    shared_world: World, shared_lab: Lab
+) -> None:
+    world, lab, name = shared_world, shared_lab, "waits-for-a-password"
+    lab.add_vm(name, [4 * MIB])
+    world.ask("vm", "list")
+    lab.command("set_password", password="changed at the vCenter")
+    before = lab.counters()
+    jobs = [world.ask("backup", "start", name, "--wait", code=1) for _ in range(2)]
+    assert {job["failure"]["reason"] for job in jobs} == {"REASON_VCENTER_LOGIN_FAILED"}
+    assert jobs[1]["ended_in_phase"] == "JOB_PHASE_PREPARE"
+    assert "nothing logs in" in jobs[1]["failure"]["message"]
+    assert "vcenter password" in jobs[1]["failure"]["remedy"]
+    for asked in (("vm", "list"), ("vm", "check", name)):
+        assert world.refused(*asked)[1]["reason"] == "VCENTER_LOGIN_FAILED"
+    assert lab.counters()["logins"] == before["logins"] + 1
+    (listed,) = [each for each in world.ask("vcenter", "list")["vcenters"] if each["name"] == "lab"]
+    assert listed["login_refused_time"]
+    assert "refused 20" in world.run("vcenter", "list").stdout
+    checks = {each["name"]: each for each in world.ask("doctor", code=1)["checks"]}
+    assert checks["vcenter.lab"]["status"] == "CHECK_STATUS_ERROR"
+    assert lab.counters()["logins"] == before["logins"] + 1, "looking at it is no login either"
+
+    world.ask("vcenter", "password", "lab", "--username", USER, "--password-stdin",
+              secret="changed at the vCenter\n")  # fmt: skip
+    assert lab.counters()["logins"] == before["logins"] + 1
+    world.back_up(name)
+    assert {each["name"]: each for each in world.ask("doctor")["checks"]}["vcenter.lab"]["status"] == (
+        "CHECK_STATUS_OK"
+    )
+    lab.command("set_password", password=PASSWORD)
+    world.ask("vcenter", "password", "lab", "--username", USER, "--password-stdin", secret=PASSWORD + "\n")
 
 
 @pytest.mark.parametrize(

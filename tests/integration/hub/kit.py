@@ -45,11 +45,11 @@ from sendense_common.paths import CredentialsPaths, HubPaths, private_dir
 from sendense_hub.catalog import Catalog, jobs, open_catalog, points, sites, vcenters
 from sendense_hub.catalog.jobs import Origin
 from sendense_hub.clients.leases import Leases
-from sendense_hub.clients.sites import Sites
 from sendense_hub.domain.job_rules import ENDED
 from sendense_hub.domain.point_locks import PointLocks
 from sendense_hub.jobs.board import Board
 from sendense_hub.jobs.exports import ExportTable
+from sendense_hub.jobs.guarded_sites import GuardedSites
 from sendense_hub.jobs.runner import Runner
 from sendense_hub.jobs.snapshot_sweeper import SnapshotSweeper
 from sendense_hub.jobs.workshop import Workshop
@@ -131,6 +131,17 @@ class Hub:
             await self.runner.run(job.job_id)
         return await self.job(job.job_id)
 
+    async def run_later(self, **changed: Any) -> asyncio.Task[pb.Job]:
+        """A job that runs to its end meanwhile."""
+        job = await self.accept(**changed)
+
+        async def ended() -> pb.Job:
+            async with asyncio.timeout(WITHIN_S):
+                await self.runner.run(job.job_id)
+            return await self.job(job.job_id)
+
+        return asyncio.create_task(ended())
+
     async def begin(
         self, mode: pb.BackupMode.ValueType = pb.BACKUP_MODE_AUTO
     ) -> tuple[pb.Job, asyncio.Task[None]]:
@@ -174,7 +185,7 @@ async def hub_of(world: World, *, register: bool = True) -> AsyncIterator[Hub]:
         if register:
             await catalog.run(_register)
         repository = await open_repository("default", world.paths.state / "repository")
-        reach = Sites(world.paths.agents_dir, Leases(world.credentials.hub_socket))
+        reach = GuardedSites(world.paths.agents_dir, Leases(world.credentials.hub_socket), catalog)
         workshop = Workshop(
             catalog=catalog,
             board=Board(catalog),

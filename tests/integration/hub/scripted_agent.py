@@ -134,6 +134,9 @@ class ScriptedAgent(AgentServiceServicer):
         self.cleans = True
         self.obeys_cancel = True
         self.checked: list[service_pb.CheckVirtualMachineRequest] = []
+        self.refuses_logins = False
+        self.logins_count = 0
+        """Of all but backups, whose script is the test's."""
         self.findings: list[service_pb.MachineFinding] = []
         self.machines = [
             service_pb.VirtualMachine(
@@ -152,20 +155,29 @@ class ScriptedAgent(AgentServiceServicer):
     async def GetAgent(self, request, context):
         return service_pb.GetAgentResponse(agent_id=SITE, version="test")
 
+    def _log_in(self) -> None:
+        self.logins_count += 1
+        if self.refuses_logins:
+            raise SendenseError(Reason.REASON_VCENTER_LOGIN_FAILED, "vim.fault.InvalidLogin", retryable=False)
+
     async def ListVirtualMachines(self, request, context):
+        self._log_in()
         yield service_pb.ListVirtualMachinesResponse(
             vcenter_uuid=VCENTER_UUID, virtual_machines=self.machines
         )
 
     async def CleanUpSnapshots(self, request, context):
+        self._log_in()
         asked = [each.job_id for each in request.snapshots]
         self.cleaned += asked
         return service_pb.CleanUpSnapshotsResponse(cleaned_job_ids=asked if self.cleans else [])
 
     async def TestVcenter(self, request, context):
+        self._log_in()
         return service_pb.TestVcenterResponse(vcenter_uuid=VCENTER_UUID, full_name="vCenter")
 
     async def CheckVirtualMachine(self, request, context):
+        self._log_in()
         self.checked.append(request)
         return service_pb.CheckVirtualMachineResponse(findings=self.findings)
 

@@ -12,9 +12,7 @@ import sqlalchemy as sa
 from tests.integration.hub.kit import Hub, until
 from tests.integration.hub.scripted_agent import MACHINE, VCENTER
 
-from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2 as pb
-from sendense_common.errors import SendenseError
 from sendense_hub.catalog import cleanups, jobs, vcenters
 from sendense_hub.catalog.cleanups import PendingCleanup
 from sendense_hub.jobs import snapshot_sweeper
@@ -77,7 +75,6 @@ async def test_rule_16_a_vm_with_a_job_is_left_to_the_job(hub: Hub):
 
 
 async def test_rule_24_a_refused_password_is_not_tried_again(hub: Hub, monkeypatch: pytest.MonkeyPatch):
-    asked: list[str] = []
     rounds = [0]
     real = cleanups.listed
 
@@ -87,20 +84,19 @@ async def test_rule_24_a_refused_password_is_not_tried_again(hub: Hub, monkeypat
 
     monkeypatch.setattr(cleanups, "listed", counted)
 
-    async def refuse(vcenter: object, hub_id: str, snapshots: list[tuple[str, str]]) -> set[str]:
-        asked.append(snapshots[0][0])
-        if snapshots[0][0] == LEFT.job_id:
-            raise SendenseError(Reason.REASON_VCENTER_LOGIN_FAILED, "InvalidLogin")
-        return {each[0] for each in snapshots}
-
-    hub.workshop.sites.clean_up = refuse  # type: ignore[method-assign]
+    hub.agent.refuses_logins = True
     await remember(hub, LEFT)
     with sweeping(hub):
-        await until(lambda: asked, "the first time")
+        await until(lambda: hub.agent.logins_count, "the first time")
         await remember(hub, OTHER)
         now = rounds[0]
         await until(lambda: rounds[0] > now + 5, "five more rounds")
-    assert asked == ["dead-job"], "also not for another job with the same password"
+        assert hub.agent.logins_count == 1, "also not for another job with the same password"
+        hub.agent.refuses_logins = False
+        await hub.workshop.sites.lift(VCENTER)
+        await until(
+            lambda: {"dead-job", "other-job"} <= set(hub.agent.cleaned), "after the password was changed"
+        )
 
 
 async def test_a_defect_in_one_round_does_not_end_the_rounds(hub: Hub, monkeypatch: pytest.MonkeyPatch):

@@ -104,10 +104,12 @@ def list_(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
             answer = await VcenterServiceStub(hub).ListVcenters(pb.ListVcentersRequest())
         rows = [
             [each.name, f"{each.host}:{each.port}", each.site_name, each.instance_uuid or "-",
-             "CA" if each.ca_pem else "pinned", words.moment(each.create_time)]
+             "CA" if each.ca_pem else "pinned", words.moment(each.create_time), _login(each)]
             for each in answer.vcenters
         ]  # fmt: skip
-        session.answer(answer, table(["NAME", "ADDRESS", "SITE", "IDENTITY", "TRUST", "ADDED"], rows))
+        session.answer(
+            answer, table(["NAME", "ADDRESS", "SITE", "IDENTITY", "TRUST", "ADDED", "LOGIN"], rows)
+        )
 
     session.run(work())
 
@@ -154,6 +156,8 @@ def password(
             answer = await CredentialServiceStub(channel).RotateCredential(
                 credentials_pb.RotateCredentialRequest(credential_id=found.credential_id, secret=secret)
             )
+        async with session.hub() as hub:
+            await VcenterServiceStub(hub).NotePasswordChange(pb.NotePasswordChangeRequest(name=name))
         session.answer(answer.credential, f"changed; try it with: sendense vcenter test {name}")
 
     session.run(work())
@@ -189,6 +193,12 @@ async def _store(stub: CredentialServiceStub, name: str, secret: credentials_pb.
         await stub.DeleteCredential(credentials_pb.DeleteCredentialRequest(credential_id=left.credential_id))
     request = credentials_pb.StoreCredentialRequest(request_id=str(uuid.uuid4()), name=name, secret=secret)
     return (await stub.StoreCredential(request)).credential.credential_id
+
+
+def _login(vcenter: pb.Vcenter) -> str:
+    if not vcenter.HasField("login_refused_time"):
+        return "-"
+    return f"[red]refused {words.moment(vcenter.login_refused_time)}[/red]"
 
 
 def _address(text: str) -> tuple[str, int]:

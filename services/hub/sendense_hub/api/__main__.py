@@ -28,11 +28,11 @@ from sendense_common.paths import CredentialsPaths, HubPaths, private_dir
 from sendense_common.service import only_one, run_service
 from sendense_hub.catalog import Catalog, open_catalog, repositories
 from sendense_hub.clients.leases import Leases
-from sendense_hub.clients.sites import Sites
 from sendense_hub.domain.point_locks import PointLocks
 from sendense_hub.jobs import engine
 from sendense_hub.jobs.board import Board
 from sendense_hub.jobs.exports import ExportTable
+from sendense_hub.jobs.guarded_sites import GuardedSites
 from sendense_hub.jobs.intake import DEFAULT_REPOSITORY, Intake
 from sendense_hub.jobs.recovery import recover
 from sendense_hub.jobs.runner import Runner
@@ -75,7 +75,7 @@ async def serve(
         stack.enter_context(only_one(paths.state / "api.lock", "hub"))
         _remove_stale_sockets(paths.exports_dir)
         catalog = await stack.enter_async_context(open_catalog(f"sqlite:///{paths.state / 'catalog.sqlite'}"))
-        sites = Sites(paths.agents_dir, Leases(credentials.hub_socket))
+        sites = GuardedSites(paths.agents_dir, Leases(credentials.hub_socket), catalog)
         workshop = Workshop(
             catalog=catalog,
             board=Board(catalog),

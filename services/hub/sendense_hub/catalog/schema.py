@@ -184,6 +184,15 @@ pending_cleanups = sa.Table(
     _number("create_time_us"),
 )
 
+refused_logins = sa.Table(
+    "refused_logins",
+    metadata,
+    _text("credential_id", primary_key=True),
+    _text("vcenter_name"),
+    _number("time_us"),
+    _text("message"),
+)
+
 spans = sa.Table(
     "spans",
     metadata,

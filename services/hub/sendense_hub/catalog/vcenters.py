@@ -11,6 +11,7 @@ from sendense.agent.v1 import agent_service_pb2 as agent
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import vcenter_service_pb2 as pb
 from sendense_common.errors import SendenseError
+from sendense_hub.catalog import refused_logins, schema
 from sendense_hub.catalog.schema import vcenters, virtual_machines
 from sendense_hub.domain.times import now_us, to_timestamp
 
@@ -43,7 +44,7 @@ def add(connection: sa.Connection, vcenter: pb.Vcenter) -> pb.Vcenter:
 
 def get(connection: sa.Connection, name: str) -> pb.Vcenter:
     """One; VCENTER_NOT_FOUND."""
-    row = connection.execute(sa.select(vcenters).where(vcenters.c.name == name)).one_or_none()
+    row = connection.execute(_with_refusals().where(vcenters.c.name == name)).one_or_none()
     if row is None:
         raise SendenseError(
             Reason.REASON_VCENTER_NOT_FOUND,
@@ -56,13 +57,14 @@ def get(connection: sa.Connection, name: str) -> pb.Vcenter:
 
 def listed(connection: sa.Connection) -> list[pb.Vcenter]:
     """All, by name."""
-    return [_message(row) for row in connection.execute(sa.select(vcenters).order_by(vcenters.c.name))]
+    return [_message(row) for row in connection.execute(_with_refusals().order_by(vcenters.c.name))]
 
 
 def remove(connection: sa.Connection, name: str) -> pb.Vcenter:
     """Forgets one and its inventory; VCENTER_NOT_FOUND."""
     vcenter = get(connection, name)
     connection.execute(vcenters.delete().where(vcenters.c.name == name))
+    refused_logins.lift(connection, vcenter.credential_id)
     return vcenter
 
 
@@ -114,6 +116,13 @@ def machines(connection: sa.Connection, vcenter_name: str) -> list[agent.Virtual
     return [agent.VirtualMachine.FromString(facts) for facts in connection.scalars(query)]
 
 
+def _with_refusals() -> sa.Select[tuple[object, ...]]:
+    refused = schema.refused_logins.c
+    return sa.select(vcenters, refused.time_us.label("refused_us")).outerjoin(
+        schema.refused_logins, refused.credential_id == vcenters.c.credential_id
+    )
+
+
 def _message(row: sa.Row[tuple[object, ...]]) -> pb.Vcenter:
     vcenter = pb.Vcenter(
         name=row.name,
@@ -123,6 +132,7 @@ def _message(row: sa.Row[tuple[object, ...]]) -> pb.Vcenter:
         site_name=row.site_name,
         instance_uuid=row.instance_uuid,
         create_time=to_timestamp(row.create_time_us),
+        login_refused_time=to_timestamp(row.refused_us),
     )
     if row.ca_pem:
         vcenter.ca_pem = row.ca_pem

@@ -26,6 +26,7 @@ from sendense_hub.clients.backup_stream import BackupStream
 from sendense_hub.domain import job_rules, plan_rules
 from sendense_hub.jobs import cancellation, job_changes, previous_points
 from sendense_hub.jobs.board import LiveJob
+from sendense_hub.jobs.guarded_sites import Turn
 from sendense_hub.jobs.new_point import NewPoint
 from sendense_hub.jobs.previous_points import Previous
 from sendense_hub.jobs.workshop import Workshop
@@ -58,6 +59,7 @@ class BackupAttempt:
         self._stream: BackupStream | None = None
         self._plan: agent.BackupPlan | None = None
         self._swept: list[str] = []
+        self._login: Turn | None = None
         self._snapshot_time_us = 0
         self._copying_since = 0.0
         self._committing = False
@@ -133,6 +135,7 @@ class BackupAttempt:
                 ]
                 self._swept = [each.job_id for each in dead]
                 self._workshop.sites.socket(job.site_name)
+                self._login = await stack.enter_async_context(self._workshop.sites.login(vcenter))
                 access = await self._workshop.sites.access(
                     vcenter, operation_pb2.OPERATION_BACKUP, job.job_id
                 )
@@ -167,6 +170,8 @@ class BackupAttempt:
         live = self._live
         match event.WhichOneof("event"):
             case "phase":
+                if event.phase.phase != agent.AGENT_PHASE_LOGIN and self._login is not None:
+                    self._login.over()
                 phase = job_rules.PHASES.get(event.phase.phase, pb.JOB_PHASE_UNSPECIFIED)
                 if phase < pb.JOB_PHASE_COMMIT or self.point.committed:  # only the hub commits
                     await live.change(job_changes.enter(phase))

@@ -11,8 +11,8 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import Catalog, cleanups, jobs, vcenters
 from sendense_hub.catalog.cleanups import PendingCleanup
-from sendense_hub.clients.sites import Sites
 from sendense_hub.domain.job_rules import ACTIVE
+from sendense_hub.jobs.guarded_sites import GuardedSites
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +23,9 @@ _MANY = 10_000
 class SnapshotSweeper:
     """Asks agents to remove what ended jobs left."""
 
-    def __init__(self, catalog: Catalog, sites: Sites) -> None:
+    def __init__(self, catalog: Catalog, sites: GuardedSites) -> None:
         self._catalog = catalog
         self._sites = sites
-        # vSphere refused the password: nobody tries it again by himself, for accounts get locked.
-        self._refused: set[str] = set()
 
     async def sweep(self, pending: PendingCleanup) -> None:
         """Removes the snapshot of one job, and forgets about it.
@@ -49,15 +47,9 @@ class SnapshotSweeper:
             )
             await catalog.run(lambda connection: cleanups.done(connection, [pending.job_id]))
             return
-        try:
-            cleaned = await self._sites.clean_up(
-                vcenter, catalog.hub_id, [(pending.job_id, pending.vm_instance_uuid)]
-            )
-        except SendenseError as error:
-            if error.reason == Reason.REASON_VCENTER_LOGIN_FAILED:
-                self._refused.add(vcenter.credential_id)
-            raise
-        self._refused.discard(vcenter.credential_id)
+        cleaned = await self._sites.clean_up(
+            vcenter, catalog.hub_id, [(pending.job_id, pending.vm_instance_uuid)]
+        )
         if pending.job_id not in cleaned:
             raise SendenseError(
                 Reason.REASON_SNAPSHOT_FAILED,
@@ -94,7 +86,8 @@ class SnapshotSweeper:
         return any((job.vcenter_name, job.vm_instance_uuid) == machine for job in active)
 
     async def _is_refused(self, pending: PendingCleanup) -> bool:
+        """Whether nothing logs in there, which is not worth a line in the log in every round."""
         known = await self._catalog.run(vcenters.listed)
         return any(
-            each.name == pending.vcenter_name and each.credential_id in self._refused for each in known
+            each.name == pending.vcenter_name and each.HasField("login_refused_time") for each in known
         )

@@ -10,10 +10,10 @@ from pathlib import Path
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import Catalog
-from sendense_hub.clients.sites import Sites
 from sendense_hub.domain.point_locks import PointLocks
 from sendense_hub.jobs.board import Board
 from sendense_hub.jobs.exports import ExportTable
+from sendense_hub.jobs.guarded_sites import GuardedSites
 from sendense_hub.repository import Repository
 
 
@@ -23,7 +23,7 @@ class Workshop:
 
     catalog: Catalog
     board: Board
-    sites: Sites
+    sites: GuardedSites
     exports: ExportTable
     locks: PointLocks
     repositories: Mapping[str, Repository]

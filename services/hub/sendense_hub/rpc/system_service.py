@@ -14,7 +14,7 @@ from sendense.hub.v1.system_service_pb2_grpc import SystemServiceServicer
 from sendense_common import rpc
 from sendense_common.errors import SendenseError
 from sendense_common.paths import CredentialsPaths, HubPaths
-from sendense_hub.catalog import cleanups, jobs, sites
+from sendense_hub.catalog import cleanups, jobs, sites, vcenters
 from sendense_hub.domain.job_rules import ACTIVE
 from sendense_hub.jobs.workshop import Workshop
 from sendense_hub.repository import programs
@@ -62,6 +62,7 @@ class SystemService(SystemServiceServicer):
         checks.append(self._listener())
         checks += [self._space(name) for name in sorted(self._workshop.repositories)]
         checks += await self._sites()
+        checks += await self._logins()
         checks.append(await self._leftovers())
         checks.append(await self._old_snapshots())
         return pb.DiagnoseResponse(checks=checks)
@@ -120,6 +121,26 @@ class SystemService(SystemServiceServicer):
                 if not version
             ]
         return checks
+
+    async def _logins(self) -> list[pb.Check]:
+        """Which vCenters have refused a password, so that nothing logs in there any more."""
+        made = []
+        for vcenter in await self._workshop.catalog.run(vcenters.listed):
+            what = f"vcenter.{vcenter.name}"
+            if vcenter.HasField("login_refused_time"):
+                moment = vcenter.login_refused_time.ToDatetime().strftime("%Y-%m-%d %H:%M UTC")
+                made.append(
+                    _check(
+                        what,
+                        pb.CHECK_STATUS_ERROR,
+                        f"refused the password on {moment}; nothing logs in there since",
+                        f"Change it with `sendense vcenter password {vcenter.name}`, or try it with "
+                        f"`sendense vcenter test {vcenter.name}`.",
+                    )
+                )
+            else:
+                made.append(_check(what, pb.CHECK_STATUS_OK, "has not refused its password"))
+        return made
 
     async def _leftovers(self) -> pb.Check:
         pending = await self._workshop.catalog.run(cleanups.listed)

@@ -167,7 +167,7 @@ class VcenterService(VcenterServiceServicer):
         self, request: pb.NotePasswordChangeRequest, context: _Context
     ) -> pb.NotePasswordChangeResponse:
         """See the contract."""
-        await self._get(request.name)
+        await self._workshop.sites.lift(checks.text("name", request.name))
         return pb.NotePasswordChangeResponse()
 
     async def _get(self, name: str) -> pb.Vcenter:
