@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,6 +47,9 @@ def vcenter(
         Path | None, typer.Option(help="File with the user's password, taken byte for byte.")
     ] = None,
     expired: Annotated[bool, typer.Option(help="Show a certificate that has expired.")] = False,
+    certificate_name: Annotated[
+        str, typer.Option(metavar="NAME", help="The one host name that its certificate is for.")
+    ] = "",
     scenario: Annotated[
         str, typer.Option(metavar="FILE|NAME", help="What it holds and how it behaves; see `scenarios list`.")
     ] = "",
@@ -62,7 +65,8 @@ def vcenter(
     state.mkdir(parents=True, exist_ok=True)
     host, _, port = listen.rpartition(":")
     password = password_file.read_text(encoding="utf-8") if password_file else "correct horse"
-    _, certificate, key = make_certificates(state, valid_days=-1 if expired else 365)
+    named: dict[str, Any] = {"names": (certificate_name,), "addresses": ()} if certificate_name else {}
+    _, certificate, key = make_certificates(state, valid_days=-1 if expired else 365, **named)
     simulated, commands = load(_read(scenario) if scenario else None, state / "datastore", username, password)
     web = WebServer(simulated, host, int(port), certificate, key)
     control = ControlServer(runtime_dir(state) / "control.sock", commands)
