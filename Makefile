@@ -63,6 +63,16 @@ mutants: setup  ## Break each rule of changed block tracking once; its tests mus
 scenarios: setup  ## All scenarios of the simulated vCenter through the whole system, also the long ones
 	SENDENSE_SCENARIOS=all $(PY) -m pytest tests/scenarios -q
 
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+HOURS ?= 0
+LEVEL ?= both
+LIVES ?= 20
+STEPS ?= 50
+
+.PHONY: soak
+soak: setup  ## Play VMs and backups at random for HOURS=8, again from SEED=…, and compare every byte
+	@$(PY) -m tests.model.soak --seed=$(SEED) --hours=$(HOURS) --level=$(LEVEL) --lives=$(LIVES) --steps=$(STEPS)
+
 .PHONY: demo
 demo: setup  ## Back up a simulated VM twice, restore both points, prove every byte
 	@.venv/bin/sendense demo

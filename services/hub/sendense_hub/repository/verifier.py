@@ -147,7 +147,7 @@ def by_part(path: Path, capacity_bytes: int) -> Iterator[Record]:
     """The effective records of a ledger, with a bounded number of them in memory."""
     count = path.stat().st_size // RECORD.size
     parts = max(1, -(-count // _RECORDS_AT_ONCE))
-    part_bytes = -(-capacity_bytes // parts // BLOCK_BYTES + 1) * BLOCK_BYTES
+    part_bytes = -(-capacity_bytes // (parts * BLOCK_BYTES)) * BLOCK_BYTES
     for start in range(0, capacity_bytes, part_bytes):
         end = min(start + part_bytes, capacity_bytes)
         yield from effective(clipped(ledger.read(path), start, end))
