@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from sendense_agent.config import AgentConfig, load_config, ssh_key_file
 from sendense_agent.control.serve import serve
+from sendense_agent.datapath.sources import DEFAULT_TRANSPORTS
 from sendense_agent.domain.limits import GIB, Limits
 from sendense_common.errors import SendenseError
 from sendense_common.keys import ensure_agent_keys
@@ -20,8 +22,8 @@ from sendense_common.service import run_service
 from sendense_common.tunnel import ensure_key, fingerprint
 
 _EPILOG = """\
-Every option can be given as an environment variable instead: SENDENSE_STATE, SENDENSE_RUN. SENDENSE_LOG sets
-the log level.
+Every option can be given as an environment variable instead: SENDENSE_STATE, SENDENSE_RUN,
+SENDENSE_VDDK_LIBDIR. SENDENSE_LOG sets the log level.
 
 example:
   sendense-agent configure --state /var/lib/sendense --site paris --hub backup.example.net:8022 \\
@@ -66,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "--hub-key", required=True, metavar="LINE", help="the hub's public host key, one OpenSSH line"
     )
     _add_limits(configure)
+    _add_vddk(configure)
     return made
 
 
@@ -108,12 +111,49 @@ def _add_limits(configure: argparse.ArgumentParser) -> None:
     )
 
 
-def _limits(options: argparse.Namespace, paths: AgentPaths) -> Limits:
-    """Those of the configuration that there is, changed as was asked for; ValueError."""
+def _add_vddk(configure: argparse.ArgumentParser) -> None:
+    group = configure.add_argument_group(
+        "VMware's library (VDDK)", "What is not given stays as it was; without it, disks are read by HTTPS."
+    )
+    group.add_argument(
+        "--vddk-libdir",
+        metavar="DIR",
+        default=os.environ.get("SENDENSE_VDDK_LIBDIR"),
+        help="where it was unpacked (DIR/lib64 exists); an empty DIR: do not use it any more",
+    )
+    group.add_argument(
+        "--vddk-transports",
+        metavar="MODE:MODE",
+        help=f"how it reaches the disks, in order of preference (first: {DEFAULT_TRANSPORTS})",
+    )
+
+
+def _vddk(options: argparse.Namespace, before: AgentConfig) -> AgentConfig:
+    """The configuration, changed as was asked for; ValueError."""
+    if options.vddk_libdir:
+        libdir = Path(options.vddk_libdir).resolve()
+        if not (libdir / "lib64").is_dir():
+            raise ValueError(f"{libdir} has no lib64: unpack VMware's archive there")
+        before = replace(before, vddk_libdir=str(libdir))
+    elif options.vddk_libdir is not None:
+        before = replace(before, vddk_libdir="")
+    if options.vddk_transports is not None:
+        if not re.fullmatch(r"[a-z]+(:[a-z]+)*", options.vddk_transports):
+            raise ValueError(f"{options.vddk_transports!r} is not MODE:MODE, as san:nbdssl")
+        before = replace(before, vddk_transports=options.vddk_transports)
+    return before
+
+
+def _before(paths: AgentPaths) -> AgentConfig:
+    """The configuration that there is, or what comes before one."""
     try:
-        before = load_config(paths).limits
+        return load_config(paths)
     except SendenseError:
-        before = Limits()
+        return AgentConfig("", "", 0, "")
+
+
+def _limits(options: argparse.Namespace, before: Limits) -> Limits:
+    """Changed as was asked for; ValueError."""
     asked = {
         "reads_per_host": options.reads_per_host,
         "snapshots_per_datastore": options.snapshots_per_datastore,
@@ -134,7 +174,17 @@ def configure(options: argparse.Namespace, paths: AgentPaths) -> int:
     try:
         fingerprint(options.hub_key)  # a line that was cut is better found now
         private_dir(paths.state)
-        AgentConfig(options.site, host, int(port), options.hub_key, _limits(options, paths)).save(paths)
+        before = _before(paths)
+        made = AgentConfig(
+            options.site,
+            host,
+            int(port),
+            options.hub_key,
+            _limits(options, before.limits),
+            before.vddk_libdir,
+            before.vddk_transports,
+        )
+        _vddk(options, made).save(paths)
         print(ensure_key(ssh_key_file(paths), options.site))  # noqa: T201
         print(ensure_agent_keys(paths.lease_keys_file).public.to_line(options.site))  # noqa: T201
     except ValueError as error:

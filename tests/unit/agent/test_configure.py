@@ -72,3 +72,37 @@ def test_limits_in_the_file_that_cannot_be_meant_are_refused_in_words(tmp_path: 
     with pytest.raises(SendenseError, match="cannot be understood") as caught:
         limits(state)
     assert caught.value.reason == Reason.REASON_INVALID_REQUEST
+
+
+def test_vmwares_library_is_kept_and_can_be_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    state, libdir = tmp_path / "agent", tmp_path / "vddk"
+    (libdir / "lib64").mkdir(parents=True)
+    assert configure(state, "--vddk-libdir", str(libdir)) == 0
+    assert configure(state, "--vddk-transports", "san:nbdssl") == 0
+    config = load_config(AgentPaths(state, state / "run"))
+    assert (config.vddk_libdir, config.vddk_transports) == (str(libdir), "san:nbdssl")
+    assert configure(state, "--vddk-libdir", "") == 0
+    config = load_config(AgentPaths(state, state / "run"))
+    assert (config.vddk_libdir, config.vddk_transports) == ("", "san:nbdssl")
+
+
+def test_vmwares_library_can_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "vddk" / "lib64").mkdir(parents=True)
+    monkeypatch.setenv("SENDENSE_VDDK_LIBDIR", str(tmp_path / "vddk"))
+    assert configure(tmp_path / "agent") == 0
+    assert load_config(AgentPaths(tmp_path / "agent", tmp_path)).vddk_libdir == str(tmp_path / "vddk")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--vddk-libdir", "/nowhere"), "/nowhere has no lib64"),
+        (("--vddk-transports", "nbd,san"), "'nbd,san' is not MODE:MODE"),
+    ],
+)
+def test_a_library_that_cannot_be_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+):
+    assert configure(tmp_path / "agent", *arguments) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "agent" / "agent.json").exists()

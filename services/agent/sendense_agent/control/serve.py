@@ -13,6 +13,7 @@ from sendense.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to
 from sendense_agent.config import load_config, ssh_key_file
 from sendense_agent.control.jobs import Jobs
 from sendense_agent.control.worker_process import WorkerCommand, worker_command
+from sendense_agent.datapath.sources import vddk_version
 from sendense_agent.rpc.agent_service import AgentService
 from sendense_common import rpc
 from sendense_common.keys import ensure_agent_keys
@@ -43,11 +44,13 @@ async def serve(paths: AgentPaths, stopping: asyncio.Event, *, command: WorkerCo
         ensure_agent_keys(paths.lease_keys_file)
         for leftover in (paths.exports_dir, paths.run / "n"):
             shutil.rmtree(leftover, ignore_errors=True)
+        if version := await vddk_version(config.vddk_libdir):
+            log.info("disks are read with %s", version)
         jobs = Jobs(command, config.limits)
         service = rpc.Service(
             "sendense.agent.v1.AgentService",
             add_AgentServiceServicer_to_server,
-            AgentService(config.agent_id, command, jobs),
+            AgentService(config.agent_id, command, jobs, vddk_libdir=config.vddk_libdir),
         )
 
         @contextlib.asynccontextmanager

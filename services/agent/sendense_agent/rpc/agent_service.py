@@ -21,6 +21,7 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.control.job import Job
 from sendense_agent.control.jobs import Jobs
 from sendense_agent.control.worker_process import WorkerCommand, start_worker
+from sendense_agent.datapath.sources import vddk_version
 from sendense_agent.worker.channel import unpack
 from sendense_common.errors import SendenseError, invalid
 
@@ -34,8 +35,9 @@ M = TypeVar("M", bound=Message)
 class AgentService(AgentServiceServicer):
     """What an agent does for its hub."""
 
-    def __init__(self, agent_id: str, command: WorkerCommand, jobs: Jobs) -> None:
-        """Args: command: starts a worker."""
+    def __init__(self, agent_id: str, command: WorkerCommand, jobs: Jobs, *, vddk_libdir: str = "") -> None:
+        """Args: command: starts a worker; vddk_libdir: of VMware's library, if it is to be used."""
+        self._vddk_libdir = vddk_libdir
         self._command = command
         self._agent_id = agent_id
         self._jobs = jobs
@@ -44,7 +46,10 @@ class AgentService(AgentServiceServicer):
     async def GetAgent(self, request: pb.GetAgentRequest, context: _Context) -> pb.GetAgentResponse:
         """See the contract."""
         if self._tools is None:
-            self._tools = {name: await _version(name) for name in _TOOLS}
+            tools = {name: await _version(name) for name in _TOOLS}
+            if self._vddk_libdir:
+                tools["vddk"] = await vddk_version(self._vddk_libdir)
+            self._tools = tools
         return pb.GetAgentResponse(
             agent_id=self._agent_id,
             version=sendense_common.__version__,
