@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import signal
 import sys
@@ -13,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from sendense_common.paths import runtime_dir
+from sendense_lab.accept import AcceptError, AcceptOptions, Address, as_table, run_accept
 from sendense_lab.scenarios import Scenario, ScenarioError, find, load, read, shipped
 from sendense_lab.vcenter.certificates import make_certificates
 from sendense_lab.vcenter.control import ControlServer
@@ -82,6 +85,57 @@ def vcenter(
     for server in (web, control):
         server.shutdown()
         server.server_close()
+
+
+@app.command()
+def accept(
+    state: Annotated[
+        Path, typer.Option(envvar="SENDENSE_STATE", help="Of a running `sendense up` near that vCenter.")
+    ],
+    vcenter: Annotated[str, typer.Option(metavar="HOST[:PORT]", help="A real vCenter, or a simulated one.")],
+    username: Annotated[str, typer.Option(help="Who may change, snapshot and back up the VM.")],
+    password_file: Annotated[Path, typer.Option(help="File with the password; a final newline is dropped.")],
+    vm: Annotated[list[str], typer.Option(metavar="NAME", help="A VM to throw away; repeatable.")],
+    i_may_destroy_this_vm: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="The same name again: you mean it.")
+    ] = None,
+    ca_file: Annotated[str, typer.Option(metavar="F", help="PEM file of its certificate's authority.")] = "",
+    thumbprint: Annotated[str, typer.Option(metavar="SHA256", help="Of its certificate, instead.")] = "",
+    move_to: Annotated[str, typer.Option(metavar="DATASTORE", help="Where a disk may be moved to.")] = "",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="CHECK", help="Only this one; repeatable.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the report is written, as JSON.")] = Path("accept.json"),
+) -> None:
+    """Runs the scenarios that can be provoked against a vCenter, with a VM to throw away.
+
+    The VM is switched off and on, gets snapshots and a disk, a disk of it grows. Prints a table of what
+    passed, failed, or cannot be provoked and why. Exit code 1 if something failed, 2 if it could not begin.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
+    if bool(ca_file) == bool(thumbprint):
+        typer.echo("sendense-lab: give either --ca-file or --thumbprint", err=True)
+        raise typer.Exit(2)
+    host, _, port = vcenter.partition(":")
+    options = AcceptOptions(
+        state=state,
+        address=Address(host, int(port or 443), ca_file, thumbprint),
+        username=username,
+        password=password_file.read_text(encoding="utf-8").removesuffix("\n"),
+        vms=vm,
+        may_destroy=i_may_destroy_this_vm or [],
+        move_to=move_to,
+        only=only or [],
+    )
+    try:
+        report = asyncio.run(run_accept(options))
+    except AcceptError as error:
+        typer.echo(f"sendense-lab: {error}", err=True)
+        raise typer.Exit(2) from error
+    output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    typer.echo(as_table(report), nl=False)
+    if any(row["outcome"] == "failed" for rows in report["vms"].values() for row in rows):
+        raise typer.Exit(1)
 
 
 @scenarios.command("list")

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from sendense_lab import main
+from sendense_lab.accept import CHECKS
 from sendense_lab.scenarios import ScenarioError, find, model, read, shipped
 from sendense_lab.scenarios.reader import area, size
 from sendense_lab.vcenter.datastore import DatastoreSpec
@@ -77,6 +80,12 @@ def test_every_key_is_on_the_page(kind: type) -> None:
 
 def test_every_key_of_an_event_is_on_the_page() -> None:
     assert {each.name for each in dataclasses.fields(PlannedEvent)} - {"arguments"} <= NAMED
+
+
+def test_every_check_and_option_of_accept_is_on_the_page() -> None:
+    assert [each for each in CHECKS if f"`{each}`" not in PAGE] == []
+    options = [f"--{name.replace('_', '-')}" for name in inspect.signature(main.accept).parameters]
+    assert [each for each in options if each not in PAGE] == []
 
 
 def test_a_small_scenario_and_what_it_means(file: Path) -> None:

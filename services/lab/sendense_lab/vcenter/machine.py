@@ -271,10 +271,51 @@ class Machine(ManagedObject):
 
         return self.registry.start_task(self, "ConsolidateVMDisks_Task", run)
 
-    def ReconfigVM_Task(self, context: Any, spec: Any) -> Any:
-        """Only change tracking can be changed."""
+    def PowerOnVM_Task(self, context: Any, host: Any) -> Any:
+        """It runs."""
+        return self.registry.start_task(self, "PowerOnVM_Task", lambda: self._switch("poweredOn"))
+
+    def PowerOffVM_Task(self, context: Any) -> Any:
+        """It does not run."""
+        return self.registry.start_task(self, "PowerOffVM_Task", lambda: self._switch("poweredOff"))
+
+    def _switch(self, power: str) -> None:
+        if self.power == power:
+            raise make(vim.fault.InvalidPowerState, requestedState=power, existingState=power)
+        self.power = power
+        self.registry.changed()
+
+    def RelocateVM_Task(self, context: Any, spec: Any, priority: Any) -> Any:
+        """Disks move to other datastores."""
 
         def run() -> None:
+            for locator in spec.disk:
+                self.move_disk(locator.diskId, self.registry.find(locator.datastore).get("name"))
+
+        return self.registry.start_task(self, "RelocateVM_Task", run)
+
+    def _change_device(self, change: Any) -> None:
+        """A disk is added, made larger or taken away; of others nothing is known."""
+        disk = change.device
+        if type(disk) is not _DEVICE.VirtualDisk:
+            raise invalid_argument("configSpec.deviceChange")
+        capacity_bytes = int(disk.capacityInBytes or 0)
+        try:
+            if change.operation == "add":
+                self.add_disk(DiskSpec(capacity_bytes, unit_number=disk.unitNumber))
+            elif change.operation == "remove":
+                self.remove_disk(disk.key)
+            else:
+                self.resize_disk(disk.key, capacity_bytes)
+        except (KeyError, ValueError) as error:
+            raise vim.fault.InvalidDeviceSpec(deviceIndex=0, property="device", msg=str(error)) from error
+
+    def ReconfigVM_Task(self, context: Any, spec: Any) -> Any:
+        """Change tracking and disks can be changed."""
+
+        def run() -> None:
+            for change in spec.deviceChange:
+                self._change_device(change)
             if spec.changeTrackingEnabled is not None:
                 self.tracking = spec.changeTrackingEnabled
                 if not self.tracking:

@@ -20,7 +20,7 @@ from sendense_lab.vcenter.faults import FaultPlan
 from sendense_lab.vcenter.inventory import DATASTORE, HOST, Datacenter
 from sendense_lab.vcenter.objects import ManagedObject, Registry
 from sendense_lab.vcenter.property_collector import PropertyCollector
-from sendense_lab.vcenter.soap import RELEASES, fault, now, parse_request, render, render_fault
+from sendense_lab.vcenter.soap import RELEASES, fault, make, now, parse_request, render, render_fault
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,12 @@ class _ServiceInstance(ManagedObject):
 
 class _SessionManager(ManagedObject):
     def __init__(self, vcenter: Vcenter) -> None:
-        super().__init__(vcenter.registry, vim.SessionManager, "SessionManager")
+        super().__init__(
+            vcenter.registry,
+            vim.SessionManager,
+            "SessionManager",
+            sessionList=lambda: list(vcenter.sessions.values()),
+        )
         self._vcenter = vcenter
 
     def Login(self, caller: Caller, userName: str, password: str, locale: str) -> Any:
@@ -232,6 +237,11 @@ class _SessionManager(ManagedObject):
 
     def Logout(self, caller: Caller) -> None:
         self._vcenter.sessions.pop(caller.session, None)
+
+    def TerminateSession(self, caller: Caller, sessionId: list[str]) -> None:
+        for key in sessionId:
+            if self._vcenter.sessions.pop(key, None) is None:
+                raise make(vim.fault.NotFound, msg=f"There is no session {key}.")
 
     def SessionIsActive(self, caller: Caller, sessionID: str, userName: str) -> bool:
         return self._vcenter.knows(sessionID)
