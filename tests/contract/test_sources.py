@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -105,6 +106,23 @@ async def test_when_its_server_is_gone_a_reader_hears_it_and_it_can_be_opened_ag
 async def test_another_size_is_refused(stand: Stand) -> None:
     with fails(Reason.REASON_DISK_MISMATCH, f"the source has {CAPACITY} bytes, the disk has 512"):
         async with stand.open(capacity_bytes=512):
+            pass
+    assert stand.left() == []
+
+
+@pytest.mark.parametrize("tool", ["nbdkit", "nbdinfo"])
+async def test_a_tool_that_is_missing_is_named(
+    stand: Stand, short_tmp: Path, monkeypatch: pytest.MonkeyPatch, tool: str
+) -> None:
+    others = short_tmp / "others"
+    others.mkdir()
+    for each in {"setpriv", "nbdkit", "nbdinfo", "sh"} - {tool}:
+        found = shutil.which(each)
+        assert found is not None
+        (others / each).symlink_to(found)
+    monkeypatch.setenv("PATH", str(others))
+    with fails(Reason.REASON_TOOL_MISSING, f"{tool} is not installed"):
+        async with stand.open():
             pass
     assert stand.left() == []
 

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -124,22 +125,22 @@ async def start(
     stdout: int = asyncio.subprocess.PIPE,
 ) -> asyncio.subprocess.Process:
     """A child that dies with us; TOOL_MISSING."""
-    try:
-        return await asyncio.create_subprocess_exec(
-            *process.dying_with_parent(command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=descriptors,
-            env={**os.environ, **(environment or {})},
-        )
-    except FileNotFoundError as error:
+    missing = [each for each in ("setpriv", command[0]) if shutil.which(each) is None]
+    if missing:  # setpriv would say so in words of its own
         raise SendenseError(
             Reason.REASON_TOOL_MISSING,
-            f"{command[0]} cannot be started: {error.strerror}",
-            remedy="Install the packages nbdkit and util-linux.",
-            tool=command[0],
-        ) from error
+            f"{missing[0]} is not installed",
+            remedy="Install the packages nbdkit, libnbd-bin and util-linux.",
+            tool=missing[0],
+        )
+    return await asyncio.create_subprocess_exec(
+        *process.dying_with_parent(command),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=asyncio.subprocess.PIPE,
+        pass_fds=descriptors,
+        env={**os.environ, **(environment or {})},
+    )
 
 
 class _Server:
