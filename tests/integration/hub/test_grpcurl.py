@@ -141,6 +141,9 @@ NEGATIVE_TOKEN = base64.urlsafe_b64encode(b"-1 x").decode()
             for pem in ("", " ", "é", "-----BEGIN CERTIFICATE-----")
         ),
         ("VcenterService/RemoveVcenter", {}, "name"),
+        ("VcenterService/NotePasswordChange", {}, "name"),
+        ("VcenterService/CheckVirtualMachine", {}, "vm"),
+        ("VcenterService/CheckVirtualMachine", {"vm": "x" * 300}, "vm"),
     ],
 )
 async def test_a_malformed_request_is_refused_and_names_its_field(
@@ -179,6 +182,8 @@ async def test_a_malformed_request_is_refused_and_names_its_field(
             "REPOSITORY_NOT_FOUND",
         ),
         ("VcenterService/TestVcenter", {"name": "none"}, "NotFound", "VCENTER_NOT_FOUND"),
+        ("VcenterService/NotePasswordChange", {"name": "none"}, "NotFound", "VCENTER_NOT_FOUND"),
+        ("VcenterService/CheckVirtualMachine", {"vm": "none"}, "NotFound", "VM_NOT_FOUND"),
         (
             "VcenterService/AddVcenter",
             {"vcenter": {**VCENTER, "name": "vc"}},
