@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pyVmomi import vim, vmodl
 
@@ -47,6 +48,7 @@ def joined(found: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
+@hypothesis_settings(deadline=None)  # a slow machine is no failure
 @given(
     allocated=st.sets(st.integers(0, 20)),
     written_in=st.dictionaries(st.integers(0, 20), st.integers(0, 5)),
