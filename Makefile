@@ -73,6 +73,10 @@ STEPS ?= 50
 soak: setup  ## Play VMs and backups at random for HOURS=8, again from SEED=…, and compare every byte
 	@$(PY) -m tests.model.soak --seed=$(SEED) --hours=$(HOURS) --level=$(LEVEL) --lives=$(LIVES) --steps=$(STEPS)
 
+.PHONY: bench
+bench: setup  ## What a backup of 5 TiB costs against one of 5 GiB with the same data; build/bench.json
+	@$(PY) -m tests.bench.big_disks
+
 .PHONY: demo
 demo: setup  ## Back up a simulated VM twice, restore both points, prove every byte
 	@.venv/bin/sendense demo

@@ -93,3 +93,15 @@ def test_rule_15_a_disk_of_another_size_on_either_side_fails_before_the_first_by
         copy(world, Resized)
     assert caught.value.reason == Reason.REASON_DISK_MISMATCH
     assert world.asked == []
+
+
+def test_rule_26_a_disk_that_moves_away_while_it_is_read_fails_the_copy() -> None:
+    """A storage migration leaves no file under the old name: from then on, every read of it fails."""
+    world = World(b"\1" * 8 * MIB, bytearray(8 * MIB), random.Random(1))
+    world.fail = lambda request: request.kind == "read" and request.offset >= 3 * MIB
+    told: list[pb.RunBackupResponse] = []
+    with pytest.raises(SendenseError) as caught:
+        copy(world, tell=told.append)
+    assert caught.value.reason == Reason.REASON_SOURCE_READ_FAILED
+    assert not any(event.HasField("disk_done") for event in told)
+    assert not any(world.target[3 * MIB :])
