@@ -309,8 +309,8 @@ class EngineRounds:
         return document
 
     def _parent(self, plan: DiskPlan) -> LayerRef | None:
-        """The layer below; None for a full."""
-        if plan.mode == pb.DISK_MODE_FULL:
+        """The layer below; None for whatever is no incremental: that is copied in full here."""
+        if plan.mode != pb.DISK_MODE_INCREMENTAL:
             return None
         below = self._newest[plan.disk.key]
         directory = self._stage.repository.directory_of(
@@ -332,6 +332,14 @@ class EngineRounds:
         self.disk_count += 1
         name = f"e-{plan.disk.key}"
         export = await writer.open_export(layer, name, self._stage.run_dir / name, 2)
+        digests_name = ""
+        if plan.mode == pb.DISK_MODE_COMPARED:
+            assert parent is not None
+            digests_name = "digests"
+            # Where the engine looks for it: beside the socket of the layer's export.
+            await writer.open_digests(
+                parent, digests_name, export.socket.with_name(f"{export.socket.stem}.d")
+            )
         source, broken = self._stage.source(plan.disk)
         told: list[pb.RunBackupResponse] = []
         engine = CopyEngine(
@@ -339,6 +347,7 @@ class EngineRounds:
                 disk_key=plan.disk.key, label=plan.disk.label, capacity_bytes=plan.disk.capacity_bytes,
                 read=plan.read, zero=plan.zero, source=source, tunnel=_NO_TUNNEL, export_name=name,
                 local_socket=export.socket, write_zeroes=parent is not None, checkpoint_bytes=1 << 20,
+                digests_export_name=digests_name,
             ),
             told.append,
             lambda: 0,
