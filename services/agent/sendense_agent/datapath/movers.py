@@ -98,6 +98,7 @@ async def start_mover(order: CopyOrder) -> AsyncIterator[Mover]:
             await process.stop(child, grace_s=_STOP_GRACE_S)
         finally:
             order.local_socket.unlink(missing_ok=True)
+            order.digests_socket.unlink(missing_ok=True)
 
 
 def _in_memory(data: bytes) -> int:

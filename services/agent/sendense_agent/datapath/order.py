@@ -32,12 +32,19 @@ class CopyOrder:
     """Where the export appears at the site; `nbdinfo` works on it."""
     write_zeroes: bool
     """Whether zeroes that are read must be written: the layer has a parent, or holds data."""
+    digests_export_name: str = ""
+    """At the hub: what the previous point holds. Set when the disk is compared with it."""
     connections: int = 2
     in_flight_bytes: int = 16 * 1024 * 1024
     checkpoint_bytes: int = 256 * 1024 * 1024
     checkpoint_s: float = 10.0
     traceparent: str = ""
     telemetry_socket: Path | None = None
+
+    @property
+    def digests_socket(self) -> Path:
+        """Where the export of digests appears at the site."""
+        return self.local_socket.with_name(f"{self.local_socket.stem}.d")
 
     def to_json(self) -> bytes:
         """Everything but the ranges; one line."""

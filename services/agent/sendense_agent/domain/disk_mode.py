@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Full or incremental: whether what changed since a disk's last point can be asked for and trusted.
+"""Full, incremental or compared: whether what changed since a disk's last point can be asked for and trusted.
 
-Wrong in one direction costs time, wrong in the other costs data: whatever is not certain is a full.
+Wrong in one direction costs time, wrong in the other costs data. A disk that is certainly the one of its last
+point, whose changes cannot be told, is compared with that point: all of it is read. Whatever else is not
+certain is a full.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class DiskMode:
 
     mode: pb.DiskMode.ValueType
     reason: str
-    """Why it is a full (see PlannedDisk.mode_reason); empty for an incremental."""
+    """Why it is no incremental (see PlannedDisk.mode_reason); empty for one."""
 
 
 INCREMENTAL = DiskMode(pb.DISK_MODE_INCREMENTAL, "")
@@ -39,6 +41,11 @@ INCREMENTAL = DiskMode(pb.DISK_MODE_INCREMENTAL, "")
 def full(reason: str) -> DiskMode:
     """A full, because of `reason`."""
     return DiskMode(pb.DISK_MODE_FULL, reason)
+
+
+def compared(reason: str) -> DiskMode:
+    """All is read and compared with the last point, because of `reason`."""
+    return DiskMode(pb.DISK_MODE_COMPARED, reason)
 
 
 def decide(previous: pb.PreviousDisk | None, now: DiskNow, *, tracking_just_enabled: bool) -> DiskMode:
@@ -56,11 +63,11 @@ def decide(previous: pb.PreviousDisk | None, now: DiskNow, *, tracking_just_enab
     if previous.capacity_bytes != now.capacity_bytes:
         return full("capacity_changed")
     if tracking_just_enabled:
-        return full("cbt_just_enabled")
+        return compared("cbt_just_enabled")
     if not previous.change_id or not now.change_id:
-        return full("change_id_missing")
+        return compared("change_id_missing")
     if not _continues(previous.change_id, now.change_id):
-        return full("change_id_rejected")
+        return compared("change_id_rejected")
     return INCREMENTAL
 
 

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 _NO_CHANGE_ID = (
     "Changed block tracking is off and could not be turned on (the VM has other snapshots, or is powered "
-    "off): the next backup will be a full again."
+    "off): the next backup will have to read everything again."
 )
 
 

@@ -105,6 +105,7 @@ class Copying:
                     export_name=export.export_name,
                     local_socket=private_dir(paths.exports_dir) / f"{export.export_name}.sock",
                     write_zeroes=export.write_zeroes,
+                    digests_export_name=export.digests_export_name,
                     traceparent=telemetry.traceparent(),
                     telemetry_socket=paths.telemetry_socket,
                 )
@@ -160,6 +161,8 @@ def _matched(plans: list[DiskPlan], exports: pb.OpenExports) -> dict[int, pb.Dis
     for export in exports.exports:
         if not _EXPORT_NAME.fullmatch(export.export_name):  # names a socket of this site
             raise invalid("exports.export_name", f"{export.export_name!r} is not a name")
+        if export.digests_export_name and not _EXPORT_NAME.fullmatch(export.digests_export_name):
+            raise invalid("exports.digests_export_name", f"{export.digests_export_name!r} is not a name")
     by_key = {export.disk_key: export for export in exports.exports}
     if set(by_key) != {plan.disk.key for plan in plans} or len(by_key) != len(exports.exports):
         raise invalid("exports", "are not those of the planned disks")
@@ -172,4 +175,6 @@ def _matched(plans: list[DiskPlan], exports: pb.OpenExports) -> dict[int, pb.Dis
                 f"the disk has {disk.capacity_bytes}",
                 disk=disk.key,
             )
+        if (plan.mode == pb.DISK_MODE_COMPARED) != bool(export.digests_export_name):
+            raise invalid("exports.digests_export_name", f"does not fit how {disk.label} is copied")
     return by_key

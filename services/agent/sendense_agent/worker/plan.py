@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sendense.agent.v1 import backup_pb2 as pb
-from sendense_agent.domain.disk_mode import DiskNow, decide, full
+from sendense_agent.domain.disk_mode import DiskNow, compared, decide
 from sendense_agent.domain.extents import Extents
 from sendense_agent.vsphere import ChangeIdRejectedError, Snapshot, VirtualDisk
 
@@ -22,9 +22,9 @@ class DiskPlan:
     """To write as zeroes without reading."""
     mode: pb.DiskMode.ValueType
     reason: str
-    """Why a full and not an incremental; empty for an incremental."""
+    """Why it is no incremental; empty for one."""
     changed_bytes: int
-    """Changed, or in use for a full."""
+    """Changed; in use for a full and a compared disk."""
 
     def message(self) -> pb.PlannedDisk:
         """For the hub."""
@@ -48,7 +48,8 @@ async def plan_disk(
     """Decides how one disk is copied.
 
     Areas that changed and are not in use any more are written as zeroes, or the old data would show through.
-    Where the datastore cannot tell what is in use, everything (or all that changed) is read.
+    Where the datastore cannot tell what is in use, everything (or all that changed) is read. What a compared
+    disk does not use any more is zeroed by the mover, where the previous point has data.
     """
     allocated = await snapshot.allocated(disk)
     now = DiskNow(disk.key, disk.disk_object_id, disk.backing_uuid, disk.capacity_bytes, disk.change_id)
@@ -58,7 +59,7 @@ async def plan_disk(
         try:
             changed = await snapshot.changed_since(disk, previous.change_id)
         except ChangeIdRejectedError:
-            how = full("change_id_rejected")
+            how = compared("change_id_rejected")
         else:
             incremental = DiskPlan(disk, changed, Extents(), how.mode, how.reason, changed.total_bytes)
             if allocated is None:

@@ -32,3 +32,8 @@ def may_cancel(job: pb.Job) -> bool:
 def export_name(job_id: str, attempt: int, disk_key: int) -> str:
     """Name of the export of one disk: short, for it is part of a unix socket's path, and never used twice."""
     return f"{job_id.replace('-', '')[:12]}-{attempt}-{disk_key}"
+
+
+def digests_name(export_name: str) -> str:
+    """Name of the export of what the previous point of a compared disk holds."""
+    return f"{export_name}-d"

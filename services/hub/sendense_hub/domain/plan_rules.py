@@ -74,28 +74,30 @@ def check_plan(
             raise _mismatch(f"{_named(disk)} has {disk.capacity_bytes} bytes, not whole 512-byte sectors")
         if disk.planned_read_bytes < 0 or disk.changed_bytes < 0:
             raise _mismatch(f"{_named(disk)} is planned with a negative number of bytes")
-        if disk.mode == agent.DISK_MODE_INCREMENTAL:
-            _check_incremental(disk, previous.get(disk.key))
-        elif disk.mode == agent.DISK_MODE_FULL:
-            if incremental_required:
-                raise SendenseError(
-                    Reason.REASON_INCREMENTAL_NOT_POSSIBLE,
-                    f"{_named(disk)} of VM {plan.vm_name} would need a full copy: {disk.mode_reason}",
-                    remedy="Start it with --mode auto or --mode full.",
-                    disk=disk.key,
-                    cause=disk.mode_reason,
-                )
-        else:
+        if disk.mode in (agent.DISK_MODE_INCREMENTAL, agent.DISK_MODE_COMPARED):
+            _check_built_on(disk, previous.get(disk.key))
+        elif disk.mode != agent.DISK_MODE_FULL:
             raise _mismatch(f"{_named(disk)} has no mode")
+        if incremental_required and disk.mode != agent.DISK_MODE_INCREMENTAL:
+            raise SendenseError(
+                Reason.REASON_INCREMENTAL_NOT_POSSIBLE,
+                f"{_named(disk)} of VM {plan.vm_name} would have to be read whole: {disk.mode_reason}",
+                remedy="Start it with --mode auto or --mode full.",
+                disk=disk.key,
+                cause=disk.mode_reason,
+            )
 
 
 def check_space(disks: Iterable[agent.PlannedDisk], free_bytes: int) -> None:
     """Refuses what cannot fit: all that will be read, were it all data.
 
+    Of a compared disk hardly anything is stored as a rule; how much, nobody knows before it was read.
+
     Raises:
         SendenseError: REPOSITORY_FULL.
     """
-    needed = sum(disk.planned_read_bytes for disk in disks) + _OVERHEAD_BYTES
+    stored = [disk.planned_read_bytes for disk in disks if disk.mode != agent.DISK_MODE_COMPARED]
+    needed = sum(stored) + _OVERHEAD_BYTES
     if needed > free_bytes:
         raise SendenseError(
             Reason.REASON_REPOSITORY_FULL,
@@ -128,17 +130,20 @@ def _not_copied(disk: job_pb2.JobDisk, what: str) -> SendenseError:
     )
 
 
-def _check_incremental(disk: agent.PlannedDisk, before: points.PointDisk | None) -> None:
+def _check_built_on(disk: agent.PlannedDisk, before: points.PointDisk | None) -> None:
+    """An incremental or a compared disk, with the point that it is built on."""
+    incremental = disk.mode == agent.DISK_MODE_INCREMENTAL
+    planned = "planned as an incremental" if incremental else "to be compared"
     if before is None:
-        raise _mismatch(f"{_named(disk)} is planned as an incremental and has no complete point")
+        raise _mismatch(f"{_named(disk)} is {planned} and has no complete point")
     if before.capacity_bytes != disk.capacity_bytes:
         raise _mismatch(
-            f"{_named(disk)} is planned as an incremental, but had {before.capacity_bytes} bytes "
+            f"{_named(disk)} is {planned}, but had {before.capacity_bytes} bytes "
             f"and has {disk.capacity_bytes}"
         )
     if before.disk_object_id != disk.disk_object_id:
         raise _mismatch(f"{_named(disk)} is {disk.disk_object_id} and was {before.disk_object_id}")
-    if not before.change_id:
+    if incremental and not before.change_id:
         raise _mismatch(f"{_named(disk)} is planned as an incremental of a point without a change ID")
 
 

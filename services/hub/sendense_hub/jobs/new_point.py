@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -163,23 +164,37 @@ class NewPoint:
         job, writer = self._live.job, self._writer
         assert writer is not None
         parent: LayerRef | None = None
-        if disk.mode == agent.DISK_MODE_INCREMENTAL:
+        if disk.mode != agent.DISK_MODE_FULL:
             point, before = previous[disk.key]
             parent = LayerRef(point.directory, disk.key, before.layer_file, before.capacity_bytes)
             self._parents[disk.key] = point.point_id
         layer = await writer.create_layer(disk.key, disk.capacity_bytes, parent)
         name = job_rules.export_name(job.job_id, job.attempt, disk.key)
-        socket = self._workshop.exports_dir / f"{name}.sock"
-        await writer.open_export(layer, name, socket, _CONNECTIONS)
+        digests_name = ""
+        if disk.mode == agent.DISK_MODE_COMPARED:
+            assert parent is not None
+            digests_name = job_rules.digests_name(name)
+            with telemetry.span("write digests", disk=disk.key):
+                await writer.open_digests(parent, digests_name, self._socket(digests_name))
+            self._allow(digests_name)
+        await writer.open_export(layer, name, self._socket(name), _CONNECTIONS)
         self._layers[disk.key] = layer
-        self._export_names.append(name)
-        self._workshop.exports.open(name, job.site_name, socket)
+        self._allow(name)
         return agent.DiskExport(
             disk_key=disk.key,
             export_name=name,
             capacity_bytes=disk.capacity_bytes,
             write_zeroes=parent is not None,
+            digests_export_name=digests_name,
         )
+
+    def _socket(self, export_name: str) -> Path:
+        return self._workshop.exports_dir / f"{export_name}.sock"
+
+    def _allow(self, export_name: str) -> None:
+        """The site may open it from now on."""
+        self._export_names.append(export_name)
+        self._workshop.exports.open(export_name, self._live.job.site_name, self._socket(export_name))
 
     def _close_exports(self) -> None:
         for name in self._export_names:

@@ -14,12 +14,16 @@ from sendense_common.errors import SendenseError
 from sendense_hub.domain.times import now_us, to_timestamp
 from sendense_hub.repository import DiskDocument, LayerRef, PointDocument
 
-_MODES = {agent.DISK_MODE_FULL: "full", agent.DISK_MODE_INCREMENTAL: "incremental"}
+_MODES = {
+    agent.DISK_MODE_FULL: "full",
+    agent.DISK_MODE_INCREMENTAL: "incremental",
+    agent.DISK_MODE_COMPARED: "compared",
+}
 _BLOCK_BYTES = 512
 
 
 def mode_name(mode: agent.DiskMode.ValueType) -> str:
-    """What documents and jobs call it: "full" or "incremental"; empty for a mode that nobody knows."""
+    """What documents and jobs call it: "full", "incremental", "compared"; empty for an unknown mode."""
     return _MODES.get(mode, "")
 
 

@@ -26,7 +26,7 @@ class DiskDocument:
     change_id: str
     """Empty: none."""
     mode: str
-    """"full" or "incremental"."""
+    """"full", "incremental" or "compared"."""
     mode_reason: str
     layer_file: str
     ledger_file: str

@@ -81,16 +81,18 @@ async def open_export(
     capacity_bytes: int,
     connections: int,
     read_only: bool = False,
+    file_format: str = "qcow2",
 ) -> Export:
     """Serves a layer; returns when a handshake has shown the right name and size.
 
     Args:
-        layer: the QCOW2 file.
+        layer: the file.
         name: of the export.
         socket: where; replaced if it is there.
         capacity_bytes: that it must have.
         connections: clients that may be connected at once, besides one for a person.
-        read_only: whether it can be written.
+        read_only: whether it can be read only.
+        file_format: "qcow2" or "raw".
 
     Raises:
         SendenseError: EXPORT_FAILED with qemu-nbd's own words, TOOL_MISSING.
@@ -104,17 +106,25 @@ async def open_export(
         capacity_bytes,
         [*way, "--discard=unmap", f"--shared={connections + _SPARE_CONNECTIONS}"]
         + (["--read-only"] if read_only else []),
+        file_format,
     )
 
 
-async def _serve(layer: Path, name: str, socket: Path, capacity_bytes: int, options: Sequence[str]) -> Export:
+async def _serve(
+    layer: Path,
+    name: str,
+    socket: Path,
+    capacity_bytes: int,
+    options: Sequence[str],
+    file_format: str = "qcow2",
+) -> Export:
     socket.unlink(missing_ok=True)
     try:
         child = await programs.start(
             [
                 "qemu-nbd",
                 "--persistent",  # without it, it ends after the first handshake
-                "--format=qcow2",
+                f"--format={file_format}",
                 f"--socket={socket}",
                 f"--export-name={name}",
                 *options,

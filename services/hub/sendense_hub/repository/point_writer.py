@@ -6,17 +6,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import logging
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_common.errors import SendenseError
 from sendense_common.paths import private_dir
-from sendense_hub.repository import durable, layers
+from sendense_hub.repository import durable, layers, programs
 from sendense_hub.repository.document import PointDocument
 from sendense_hub.repository.export import Export, open_export
 from sendense_hub.repository.layout import DOCUMENT, LayerRef, Repository, unavailable
-from sendense_hub.repository.ledger import LedgerWriter, Record
+from sendense_hub.repository.ledger import LedgerWriter, Record, file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ class PointWriter:
         self._path = repository.point_path(directory)
         self._exports: list[Export] = []
         self._ledgers: dict[int, LedgerWriter] = {}
+        self._digests: list[Path] = []
         self._committed = False
 
     @classmethod
@@ -83,6 +88,38 @@ class PointWriter:
         except OSError as error:
             raise unavailable(self._path, error) from error
         return LayerRef(self.directory, disk_key, file, capacity_bytes)
+
+    async def open_digests(
+        self, parent: LayerRef, export_name: str, socket: Path, connections: int = 1
+    ) -> Export:
+        """Serves what the parent of a compared layer holds, as digests; the file goes with the export.
+
+        Args:
+            parent: what the layer is built on.
+            export_name: of the export.
+            socket: where.
+            connections: see `export.open_export`.
+
+        Raises:
+            SendenseError: POINT_CORRUPT when its ledgers or its headers are not what they should be;
+                EXPORT_FAILED, REPOSITORY_FULL.
+        """
+        document = await asyncio.to_thread(self._repository.read_document, parent.directory)
+        chain = await asyncio.to_thread(self._repository.chain, document, parent.disk_key)
+        output = self._path / f"disk-{parent.disk_key}.digests"
+        self._digests.append(output)
+        file_bytes = await write_digests(self._repository, chain, parent.disk_key, output, socket)
+        export = await open_export(
+            output,
+            export_name,
+            socket,
+            capacity_bytes=file_bytes,
+            connections=connections,
+            read_only=True,
+            file_format="raw",
+        )
+        self._exports.append(export)
+        return export
 
     async def open_export(self, layer: LayerRef, export_name: str, socket: Path, connections: int) -> Export:
         """Serves a layer of this point for writing; see `export.open_export`."""
@@ -151,6 +188,8 @@ class PointWriter:
         await asyncio.gather(*(export.stop() for export in self._exports))
 
     def _write(self, document: PointDocument) -> PointDocument:
+        for path in self._digests:
+            path.unlink()
         disks = []
         for disk in document.disks:
             durable.sync_file(self._path / disk.layer_file)
@@ -162,6 +201,74 @@ class PointWriter:
         committed = dataclasses.replace(document, disks=tuple(disks))
         durable.write_file(self._path / DOCUMENT, committed.to_json())
         return committed
+
+
+async def write_digests(
+    repository: Repository, chain: Sequence[PointDocument], disk_key: int, output: Path, socket: Path
+) -> int:
+    """Writes what a chain holds, as digests, by a process of its own; see `digester`.
+
+    Args:
+        repository: where it is.
+        chain: the full first.
+        disk_key: the disk.
+        output: the new file.
+        socket: for reading the chain meanwhile; it is free again afterwards.
+
+    Returns:
+        Size of the file.
+
+    Raises:
+        SendenseError: POINT_CORRUPT, EXPORT_FAILED, REPOSITORY_FULL.
+    """
+    layer_files = await check_chain(repository, chain, disk_key)
+    ledgers = []
+    for point, path in zip(chain, layer_files, strict=True):
+        ledgers.append(await asyncio.to_thread(committed_ledger, path.parent, point, disk_key))
+    view = await open_export(
+        layer_files[-1],
+        "digests",
+        socket,
+        capacity_bytes=chain[-1].disk(disk_key).capacity_bytes,
+        connections=1,
+        read_only=True,
+    )
+    try:
+        made = await programs.run(
+            sys.executable,
+            "-m",
+            "sendense_hub.repository.digester",
+            view.uri,
+            str(output),
+            *map(str, ledgers),
+        )
+    finally:
+        await view.stop()
+    if made.code:
+        raise layers.failed(made, f"what point {chain[-1].point_id} holds could not be written down")
+    facts = json.loads(made.output)
+    log.info("digests of disk %d of point %s: %s", disk_key, chain[-1].point_id, facts)
+    return int(facts["file_bytes"])
+
+
+def committed_ledger(directory: Path, point: PointDocument, disk_key: int) -> Path:
+    """A ledger, if it is the one that was committed; POINT_CORRUPT. Blocks."""
+    disk = point.disk(disk_key)
+    path = directory / disk.ledger_file
+    try:
+        same = path.stat().st_size == disk.ledger_bytes and file_sha256(path) == disk.ledger_sha256
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise SendenseError(
+            Reason.REASON_POINT_CORRUPT,
+            f"disk {disk_key} of point {point.point_id} is damaged: "
+            f"its ledger {path} is not the one that was committed",
+            remedy="Restore the file from a copy of the repository, or make a new full.",
+            point=point.point_id,
+            disk=disk_key,
+        )
+    return path
 
 
 async def check_chain(repository: Repository, chain: Sequence[PointDocument], disk_key: int) -> list[Path]:

@@ -73,7 +73,7 @@ class ExpectedDisk:
     """[backup.expect.disks.KEY]."""
 
     mode: str
-    """As the job has it: "full", "incremental"."""
+    """As the job has it: "full", "incremental", "compared"."""
     mode_reason: str = ""
     """As the job has it; empty for an incremental."""
 

@@ -28,19 +28,19 @@ from sendense.agent.v1 import vcenter_access_pb2 as sendense_dot_agent_dot_v1_do
 from sendense.common.v1 import failure_pb2 as sendense_dot_common_dot_v1_dot_failure__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esendense/agent/v1/backup.proto\x12\x11sendense.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&sendense/agent/v1/vcenter_access.proto\x1a sendense/common/v1/failure.proto\"\xda\x02\n\x10RunBackupRequest\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12/\n\x05start\x18\x02 \x01(\x0b\x32\x1e.sendense.agent.v1.BackupStartH\x00\x12\x31\n\x07\x65xports\x18\x03 \x01(\x0b\x32\x1e.sendense.agent.v1.OpenExportsH\x00\x12+\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x1c.sendense.agent.v1.AckEventsH\x00\x12\x31\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x1f.sendense.agent.v1.CancelBackupH\x00\x12-\n\x05limit\x18\x06 \x01(\x0b\x32\x1c.sendense.agent.v1.LimitRateH\x00\x12\x33\n\tcommitted\x18\x07 \x01(\x0b\x32\x1e.sendense.agent.v1.CommitPointH\x00\x42\t\n\x07message\"\xa1\x03\n\x0b\x42\x61\x63kupStart\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x11\n\tafter_seq\x18\x03 \x01(\x03\x12\x0e\n\x06hub_id\x18\x04 \x01(\t\x12\x31\n\x07vcenter\x18\x05 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\x12\x18\n\x10vm_instance_uuid\x18\x06 \x01(\t\x12\x0f\n\x07vm_name\x18\x07 \x01(\t\x12/\n\x07quiesce\x18\x08 \x01(\x0e\x32\x1e.sendense.agent.v1.QuiesceMode\x12\x37\n\x0eprevious_disks\x18\t \x03(\x0b\x32\x1f.sendense.agent.v1.PreviousDisk\x12\x1b\n\x13require_incremental\x18\n \x01(\x08\x12\x36\n\x0e\x64\x65\x61\x64_snapshots\x18\x0b \x03(\x0b\x32\x1e.sendense.agent.v1.JobSnapshot\x12\x31\n\x0eorphan_timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\"7\n\x0bJobSnapshot\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x18\n\x10vm_instance_uuid\x18\x02 \x01(\t\"t\n\x0cPreviousDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\x16\n\x0e\x64isk_object_id\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61\x63king_uuid\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x03\x12\x11\n\tchange_id\x18\x05 \x01(\t\"=\n\x0bOpenExports\x12.\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x1d.sendense.agent.v1.DiskExport\"a\n\nDiskExport\x12\x10\n\x08\x64isk_key\x18\x01 \x01(\x05\x12\x13\n\x0b\x65xport_name\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x14\n\x0cwrite_zeroes\x18\x04 \x01(\x08\"\x18\n\tAckEvents\x12\x0b\n\x03seq\x18\x01 \x01(\x03\"\x1d\n\x0c\x43\x61ncelBackup\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\"%\n\tLimitRate\x12\x18\n\x10\x62ytes_per_second\x18\x01 \x01(\x03\"\x1f\n\x0b\x43ommitPoint\x12\x10\n\x08point_id\x18\x01 \x01(\t\"\xaa\x04\n\x11RunBackupResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12\x30\n\x05phase\x18\x04 \x01(\x0b\x32\x1f.sendense.agent.v1.PhaseStartedH\x00\x12-\n\x04plan\x18\x05 \x01(\x0b\x32\x1d.sendense.agent.v1.BackupPlanH\x00\x12\x35\n\x08progress\x18\x06 \x01(\x0b\x32!.sendense.agent.v1.BackupProgressH\x00\x12\x33\n\ncheckpoint\x18\x07 \x01(\x0b\x32\x1d.sendense.agent.v1.CheckpointH\x00\x12-\n\x07warning\x18\x08 \x01(\x0b\x32\x1a.sendense.agent.v1.WarningH\x00\x12\x30\n\tdisk_done\x18\t \x01(\x0b\x32\x1b.sendense.agent.v1.DiskDoneH\x00\x12\x30\n\x06\x63opied\x18\n \x01(\x0b\x32\x1e.sendense.agent.v1.DisksCopiedH\x00\x12-\n\x04\x64one\x18\x0b \x01(\x0b\x32\x1d.sendense.agent.v1.BackupDoneH\x00\x12\x31\n\x06\x66\x61iled\x18\x0c \x01(\x0b\x32\x1f.sendense.agent.v1.BackupFailedH\x00\x42\x07\n\x05\x65vent\"<\n\x0cPhaseStarted\x12,\n\x05phase\x18\x01 \x01(\x0e\x32\x1d.sendense.agent.v1.AgentPhase\"\x8a\x02\n\nBackupPlan\x12\x14\n\x0cvcenter_uuid\x18\x01 \x01(\t\x12\x18\n\x10vm_instance_uuid\x18\x02 \x01(\t\x12\x0f\n\x07vm_name\x18\x03 \x01(\t\x12\x16\n\x0esnapshot_moref\x18\x04 \x01(\t\x12-\n\x05\x64isks\x18\x05 \x03(\x0b\x32\x1e.sendense.agent.v1.PlannedDisk\x12\x35\n\rskipped_disks\x18\x06 \x03(\x0b\x32\x1e.sendense.agent.v1.SkippedDisk\x12\x16\n\x0equiesce_result\x18\x07 \x01(\t\x12\x16\n\x0evm_config_json\x18\x08 \x01(\x0c\x12\r\n\x05nvram\x18\t \x01(\x0c\"\xf5\x01\n\x0bPlannedDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x16\n\x0e\x64isk_object_id\x18\x03 \x01(\t\x12\x14\n\x0c\x62\x61\x63king_uuid\x18\x04 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x05 \x01(\x03\x12\x11\n\tchange_id\x18\x06 \x01(\t\x12)\n\x04mode\x18\x07 \x01(\x0e\x32\x1b.sendense.agent.v1.DiskMode\x12\x13\n\x0bmode_reason\x18\x08 \x01(\t\x12\x1a\n\x12planned_read_bytes\x18\t \x01(\x03\x12\x15\n\rchanged_bytes\x18\n \x01(\x03\"Q\n\x0bSkippedDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x03\"@\n\x0e\x42\x61\x63kupProgress\x12.\n\x05\x64isks\x18\x01 \x03(\x0b\x32\x1f.sendense.agent.v1.DiskProgress\"r\n\x0c\x44iskProgress\x12\x10\n\x08\x64isk_key\x18\x01 \x01(\x05\x12\x12\n\nread_bytes\x18\x02 \x01(\x03\x12\x14\n\x0c\x63opied_bytes\x18\x03 \x01(\x03\x12\x12\n\nzero_bytes\x18\x04 \x01(\x03\x12\x12\n\nwire_bytes\x18\x05 \x01(\x03\"P\n\nCheckpoint\x12\x10\n\x08\x64isk_key\x18\x01 \x01(\x05\x12\x30\n\x07records\x18\x02 \x03(\x0b\x32\x1f.sendense.agent.v1.LedgerRecord\"J\n\x0cLedgerRecord\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x14\n\x0clength_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\":\n\x07Warning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x10\n\x08\x64isk_key\x18\x03 \x01(\x05\"j\n\x08\x44iskDone\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1f.sendense.agent.v1.DiskProgress\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\r\n\x0b\x44isksCopied\"&\n\nBackupDone\x12\x18\n\x10snapshot_removed\x18\x01 \x01(\x08\"S\n\x0c\x42\x61\x63kupFailed\x12,\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x1b.sendense.common.v1.Failure\x12\x15\n\rsnapshot_left\x18\x02 \x01(\x08*q\n\x0bQuiesceMode\x12\x1c\n\x18QUIESCE_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14QUIESCE_MODE_REQUIRE\x10\x01\x12\x14\n\x10QUIESCE_MODE_TRY\x10\x02\x12\x14\n\x10QUIESCE_MODE_OFF\x10\x03*\xdb\x01\n\nAgentPhase\x12\x1b\n\x17\x41GENT_PHASE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41GENT_PHASE_LOGIN\x10\x01\x12\x19\n\x15\x41GENT_PHASE_PREFLIGHT\x10\x02\x12\x18\n\x14\x41GENT_PHASE_SNAPSHOT\x10\x03\x12\x14\n\x10\x41GENT_PHASE_PLAN\x10\x04\x12\x14\n\x10\x41GENT_PHASE_COPY\x10\x05\x12\x17\n\x13\x41GENT_PHASE_CONFIRM\x10\x06\x12\x1f\n\x1b\x41GENT_PHASE_REMOVE_SNAPSHOT\x10\x07*T\n\x08\x44iskMode\x12\x19\n\x15\x44ISK_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44ISK_MODE_FULL\x10\x01\x12\x19\n\x15\x44ISK_MODE_INCREMENTAL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esendense/agent/v1/backup.proto\x12\x11sendense.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&sendense/agent/v1/vcenter_access.proto\x1a sendense/common/v1/failure.proto\"\xda\x02\n\x10RunBackupRequest\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12/\n\x05start\x18\x02 \x01(\x0b\x32\x1e.sendense.agent.v1.BackupStartH\x00\x12\x31\n\x07\x65xports\x18\x03 \x01(\x0b\x32\x1e.sendense.agent.v1.OpenExportsH\x00\x12+\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x1c.sendense.agent.v1.AckEventsH\x00\x12\x31\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x1f.sendense.agent.v1.CancelBackupH\x00\x12-\n\x05limit\x18\x06 \x01(\x0b\x32\x1c.sendense.agent.v1.LimitRateH\x00\x12\x33\n\tcommitted\x18\x07 \x01(\x0b\x32\x1e.sendense.agent.v1.CommitPointH\x00\x42\t\n\x07message\"\xa1\x03\n\x0b\x42\x61\x63kupStart\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x11\n\tafter_seq\x18\x03 \x01(\x03\x12\x0e\n\x06hub_id\x18\x04 \x01(\t\x12\x31\n\x07vcenter\x18\x05 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\x12\x18\n\x10vm_instance_uuid\x18\x06 \x01(\t\x12\x0f\n\x07vm_name\x18\x07 \x01(\t\x12/\n\x07quiesce\x18\x08 \x01(\x0e\x32\x1e.sendense.agent.v1.QuiesceMode\x12\x37\n\x0eprevious_disks\x18\t \x03(\x0b\x32\x1f.sendense.agent.v1.PreviousDisk\x12\x1b\n\x13require_incremental\x18\n \x01(\x08\x12\x36\n\x0e\x64\x65\x61\x64_snapshots\x18\x0b \x03(\x0b\x32\x1e.sendense.agent.v1.JobSnapshot\x12\x31\n\x0eorphan_timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\"7\n\x0bJobSnapshot\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x18\n\x10vm_instance_uuid\x18\x02 \x01(\t\"t\n\x0cPreviousDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\x16\n\x0e\x64isk_object_id\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61\x63king_uuid\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x03\x12\x11\n\tchange_id\x18\x05 \x01(\t\"=\n\x0bOpenExports\x12.\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x1d.sendense.agent.v1.DiskExport\"~\n\nDiskExport\x12\x10\n\x08\x64isk_key\x18\x01 \x01(\x05\x12\x13\n\x0b\x65xport_name\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x14\n\x0cwrite_zeroes\x18\x04 \x01(\x08\x12\x1b\n\x13\x64igests_export_name\x18\x05 \x01(\t\"\x18\n\tAckEvents\x12\x0b\n\x03seq\x18\x01 \x01(\x03\"\x1d\n\x0c\x43\x61ncelBackup\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\"%\n\tLimitRate\x12\x18\n\x10\x62ytes_per_second\x18\x01 \x01(\x03\"\x1f\n\x0b\x43ommitPoint\x12\x10\n\x08point_id\x18\x01 \x01(\t\"\xaa\x04\n\x11RunBackupResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12\x30\n\x05phase\x18\x04 \x01(\x0b\x32\x1f.sendense.agent.v1.PhaseStartedH\x00\x12-\n\x04plan\x18\x05 \x01(\x0b\x32\x1d.sendense.agent.v1.BackupPlanH\x00\x12\x35\n\x08progress\x18\x06 \x01(\x0b\x32!.sendense.agent.v1.BackupProgressH\x00\x12\x33\n\ncheckpoint\x18\x07 \x01(\x0b\x32\x1d.sendense.agent.v1.CheckpointH\x00\x12-\n\x07warning\x18\x08 \x01(\x0b\x32\x1a.sendense.agent.v1.WarningH\x00\x12\x30\n\tdisk_done\x18\t \x01(\x0b\x32\x1b.sendense.agent.v1.DiskDoneH\x00\x12\x30\n\x06\x63opied\x18\n \x01(\x0b\x32\x1e.sendense.agent.v1.DisksCopiedH\x00\x12-\n\x04\x64one\x18\x0b \x01(\x0b\x32\x1d.sendense.agent.v1.BackupDoneH\x00\x12\x31\n\x06\x66\x61iled\x18\x0c \x01(\x0b\x32\x1f.sendense.agent.v1.BackupFailedH\x00\x42\x07\n\x05\x65vent\"<\n\x0cPhaseStarted\x12,\n\x05phase\x18\x01 \x01(\x0e\x32\x1d.sendense.agent.v1.AgentPhase\"\x8a\x02\n\nBackupPlan\x12\x14\n\x0cvcenter_uuid\x18\x01 \x01(\t\x12\x18\n\x10vm_instance_uuid\x18\x02 \x01(\t\x12\x0f\n\x07vm_name\x18\x03 \x01(\t\x12\x16\n\x0esnapshot_moref\x18\x04 \x01(\t\x12-\n\x05\x64isks\x18\x05 \x03(\x0b\x32\x1e.sendense.agent.v1.PlannedDisk\x12\x35\n\rskipped_disks\x18\x06 \x03(\x0b\x32\x1e.sendense.agent.v1.SkippedDisk\x12\x16\n\x0equiesce_result\x18\x07 \x01(\t\x12\x16\n\x0evm_config_json\x18\x08 \x01(\x0c\x12\r\n\x05nvram\x18\t \x01(\x0c\"\xf5\x01\n\x0bPlannedDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x16\n\x0e\x64isk_object_id\x18\x03 \x01(\t\x12\x14\n\x0c\x62\x61\x63king_uuid\x18\x04 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x05 \x01(\x03\x12\x11\n\tchange_id\x18\x06 \x01(\t\x12)\n\x04mode\x18\x07 \x01(\x0e\x32\x1b.sendense.agent.v1.DiskMode\x12\x13\n\x0bmode_reason\x18\x08 \x01(\t\x12\x1a\n\x12planned_read_bytes\x18\t \x01(\x03\x12\x15\n\rchanged_bytes\x18\n \x01(\x03\"Q\n\x0bSkippedDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x03\"@\n\x0e\x42\x61\x63kupProgress\x12.\n\x05\x64isks\x18\x01 \x03(\x0b\x32\x1f.sendense.agent.v1.DiskProgress\"r\n\x0c\x44iskProgress\x12\x10\n\x08\x64isk_key\x18\x01 \x01(\x05\x12\x12\n\nread_bytes\x18\x02 \x01(\x03\x12\x14\n\x0c\x63opied_bytes\x18\x03 \x01(\x03\x12\x12\n\nzero_bytes\x18\x04 \x01(\x03\x12\x12\n\nwire_bytes\x18\x05 \x01(\x03\"P\n\nCheckpoint\x12\x10\n\x08\x64isk_key\x18\x01 \x01(\x05\x12\x30\n\x07records\x18\x02 \x03(\x0b\x32\x1f.sendense.agent.v1.LedgerRecord\"J\n\x0cLedgerRecord\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x14\n\x0clength_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\":\n\x07Warning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x10\n\x08\x64isk_key\x18\x03 \x01(\x05\"j\n\x08\x44iskDone\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1f.sendense.agent.v1.DiskProgress\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\r\n\x0b\x44isksCopied\"&\n\nBackupDone\x12\x18\n\x10snapshot_removed\x18\x01 \x01(\x08\"S\n\x0c\x42\x61\x63kupFailed\x12,\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x1b.sendense.common.v1.Failure\x12\x15\n\rsnapshot_left\x18\x02 \x01(\x08*q\n\x0bQuiesceMode\x12\x1c\n\x18QUIESCE_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14QUIESCE_MODE_REQUIRE\x10\x01\x12\x14\n\x10QUIESCE_MODE_TRY\x10\x02\x12\x14\n\x10QUIESCE_MODE_OFF\x10\x03*\xdb\x01\n\nAgentPhase\x12\x1b\n\x17\x41GENT_PHASE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41GENT_PHASE_LOGIN\x10\x01\x12\x19\n\x15\x41GENT_PHASE_PREFLIGHT\x10\x02\x12\x18\n\x14\x41GENT_PHASE_SNAPSHOT\x10\x03\x12\x14\n\x10\x41GENT_PHASE_PLAN\x10\x04\x12\x14\n\x10\x41GENT_PHASE_COPY\x10\x05\x12\x17\n\x13\x41GENT_PHASE_CONFIRM\x10\x06\x12\x1f\n\x1b\x41GENT_PHASE_REMOVE_SNAPSHOT\x10\x07*l\n\x08\x44iskMode\x12\x19\n\x15\x44ISK_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44ISK_MODE_FULL\x10\x01\x12\x19\n\x15\x44ISK_MODE_INCREMENTAL\x10\x02\x12\x16\n\x12\x44ISK_MODE_COMPARED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.agent.v1.backup_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUIESCEMODE']._serialized_start=3294
-  _globals['_QUIESCEMODE']._serialized_end=3407
-  _globals['_AGENTPHASE']._serialized_start=3410
-  _globals['_AGENTPHASE']._serialized_end=3629
-  _globals['_DISKMODE']._serialized_start=3631
-  _globals['_DISKMODE']._serialized_end=3715
+  _globals['_QUIESCEMODE']._serialized_start=3323
+  _globals['_QUIESCEMODE']._serialized_end=3436
+  _globals['_AGENTPHASE']._serialized_start=3439
+  _globals['_AGENTPHASE']._serialized_end=3658
+  _globals['_DISKMODE']._serialized_start=3660
+  _globals['_DISKMODE']._serialized_end=3768
   _globals['_RUNBACKUPREQUEST']._serialized_start=193
   _globals['_RUNBACKUPREQUEST']._serialized_end=539
   _globals['_BACKUPSTART']._serialized_start=542
@@ -52,41 +52,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENEXPORTS']._serialized_start=1136
   _globals['_OPENEXPORTS']._serialized_end=1197
   _globals['_DISKEXPORT']._serialized_start=1199
-  _globals['_DISKEXPORT']._serialized_end=1296
-  _globals['_ACKEVENTS']._serialized_start=1298
-  _globals['_ACKEVENTS']._serialized_end=1322
-  _globals['_CANCELBACKUP']._serialized_start=1324
-  _globals['_CANCELBACKUP']._serialized_end=1353
-  _globals['_LIMITRATE']._serialized_start=1355
-  _globals['_LIMITRATE']._serialized_end=1392
-  _globals['_COMMITPOINT']._serialized_start=1394
-  _globals['_COMMITPOINT']._serialized_end=1425
-  _globals['_RUNBACKUPRESPONSE']._serialized_start=1428
-  _globals['_RUNBACKUPRESPONSE']._serialized_end=1982
-  _globals['_PHASESTARTED']._serialized_start=1984
-  _globals['_PHASESTARTED']._serialized_end=2044
-  _globals['_BACKUPPLAN']._serialized_start=2047
-  _globals['_BACKUPPLAN']._serialized_end=2313
-  _globals['_PLANNEDDISK']._serialized_start=2316
-  _globals['_PLANNEDDISK']._serialized_end=2561
-  _globals['_SKIPPEDDISK']._serialized_start=2563
-  _globals['_SKIPPEDDISK']._serialized_end=2644
-  _globals['_BACKUPPROGRESS']._serialized_start=2646
-  _globals['_BACKUPPROGRESS']._serialized_end=2710
-  _globals['_DISKPROGRESS']._serialized_start=2712
-  _globals['_DISKPROGRESS']._serialized_end=2826
-  _globals['_CHECKPOINT']._serialized_start=2828
-  _globals['_CHECKPOINT']._serialized_end=2908
-  _globals['_LEDGERRECORD']._serialized_start=2910
-  _globals['_LEDGERRECORD']._serialized_end=2984
-  _globals['_WARNING']._serialized_start=2986
-  _globals['_WARNING']._serialized_end=3044
-  _globals['_DISKDONE']._serialized_start=3046
-  _globals['_DISKDONE']._serialized_end=3152
-  _globals['_DISKSCOPIED']._serialized_start=3154
-  _globals['_DISKSCOPIED']._serialized_end=3167
-  _globals['_BACKUPDONE']._serialized_start=3169
-  _globals['_BACKUPDONE']._serialized_end=3207
-  _globals['_BACKUPFAILED']._serialized_start=3209
-  _globals['_BACKUPFAILED']._serialized_end=3292
+  _globals['_DISKEXPORT']._serialized_end=1325
+  _globals['_ACKEVENTS']._serialized_start=1327
+  _globals['_ACKEVENTS']._serialized_end=1351
+  _globals['_CANCELBACKUP']._serialized_start=1353
+  _globals['_CANCELBACKUP']._serialized_end=1382
+  _globals['_LIMITRATE']._serialized_start=1384
+  _globals['_LIMITRATE']._serialized_end=1421
+  _globals['_COMMITPOINT']._serialized_start=1423
+  _globals['_COMMITPOINT']._serialized_end=1454
+  _globals['_RUNBACKUPRESPONSE']._serialized_start=1457
+  _globals['_RUNBACKUPRESPONSE']._serialized_end=2011
+  _globals['_PHASESTARTED']._serialized_start=2013
+  _globals['_PHASESTARTED']._serialized_end=2073
+  _globals['_BACKUPPLAN']._serialized_start=2076
+  _globals['_BACKUPPLAN']._serialized_end=2342
+  _globals['_PLANNEDDISK']._serialized_start=2345
+  _globals['_PLANNEDDISK']._serialized_end=2590
+  _globals['_SKIPPEDDISK']._serialized_start=2592
+  _globals['_SKIPPEDDISK']._serialized_end=2673
+  _globals['_BACKUPPROGRESS']._serialized_start=2675
+  _globals['_BACKUPPROGRESS']._serialized_end=2739
+  _globals['_DISKPROGRESS']._serialized_start=2741
+  _globals['_DISKPROGRESS']._serialized_end=2855
+  _globals['_CHECKPOINT']._serialized_start=2857
+  _globals['_CHECKPOINT']._serialized_end=2937
+  _globals['_LEDGERRECORD']._serialized_start=2939
+  _globals['_LEDGERRECORD']._serialized_end=3013
+  _globals['_WARNING']._serialized_start=3015
+  _globals['_WARNING']._serialized_end=3073
+  _globals['_DISKDONE']._serialized_start=3075
+  _globals['_DISKDONE']._serialized_end=3181
+  _globals['_DISKSCOPIED']._serialized_start=3183
+  _globals['_DISKSCOPIED']._serialized_end=3196
+  _globals['_BACKUPDONE']._serialized_start=3198
+  _globals['_BACKUPDONE']._serialized_end=3236
+  _globals['_BACKUPFAILED']._serialized_start=3238
+  _globals['_BACKUPFAILED']._serialized_end=3321
 # @@protoc_insertion_point(module_scope)

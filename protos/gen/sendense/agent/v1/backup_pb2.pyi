@@ -107,6 +107,8 @@ class _DiskModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DiskMode.Val
     """All allocated data, into a layer without parent."""
     DISK_MODE_INCREMENTAL: _DiskMode.ValueType  # 2
     """What changed, into a layer on top of the previous point's."""
+    DISK_MODE_COMPARED: _DiskMode.ValueType  # 3
+    """All allocated data is read, and stored where it differs from the previous point, into a layer on top of its."""
 
 class DiskMode(_DiskMode, metaclass=_DiskModeEnumTypeWrapper):
     """How a disk is copied."""
@@ -117,6 +119,8 @@ DISK_MODE_FULL: DiskMode.ValueType  # 1
 """All allocated data, into a layer without parent."""
 DISK_MODE_INCREMENTAL: DiskMode.ValueType  # 2
 """What changed, into a layer on top of the previous point's."""
+DISK_MODE_COMPARED: DiskMode.ValueType  # 3
+"""All allocated data is read, and stored where it differs from the previous point, into a layer on top of its."""
 Global___DiskMode: _TypeAlias = DiskMode  # noqa: Y015
 
 @_typing.final
@@ -353,6 +357,7 @@ class DiskExport(_message.Message):
     EXPORT_NAME_FIELD_NUMBER: _builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     WRITE_ZEROES_FIELD_NUMBER: _builtins.int
+    DIGESTS_EXPORT_NAME_FIELD_NUMBER: _builtins.int
     disk_key: _builtins.int
     """Device key."""
     export_name: _builtins.str
@@ -361,6 +366,10 @@ class DiskExport(_message.Message):
     """Size the export must have."""
     write_zeroes: _builtins.bool
     """True when the layer has a parent or holds data: unallocated ranges must be written as zeroes."""
+    digests_export_name: _builtins.str
+    """For a compared disk: name of a second export, to be read in order. It holds records of 56 bytes as ledgers do
+    (offset, length, kind, SHA-256; docs/changed-blocks.md): all data of the previous point, ascending. Empty else.
+    """
     def __init__(
         self,
         *,
@@ -368,10 +377,11 @@ class DiskExport(_message.Message):
         export_name: _builtins.str = ...,
         capacity_bytes: _builtins.int = ...,
         write_zeroes: _builtins.bool = ...,
+        digests_export_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "disk_key", b"disk_key", "export_name", b"export_name", "write_zeroes", b"write_zeroes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "digests_export_name", b"digests_export_name", "disk_key", b"disk_key", "export_name", b"export_name", "write_zeroes", b"write_zeroes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -662,15 +672,15 @@ class PlannedDisk(_message.Message):
     change_id: _builtins.str
     """Its change ID in this snapshot, to be stored with the point; empty: none."""
     mode: Global___DiskMode.ValueType
-    """Full or incremental."""
+    """Full, incremental or compared."""
     mode_reason: _builtins.str
-    """Why it is a full where an incremental could have been: "first_backup", "change_id_missing",
-    "change_id_rejected", "capacity_changed", "identity_changed", "cbt_just_enabled", "requested".
+    """Why it is no incremental. A full: "first_backup", "capacity_changed", "identity_changed", "requested".
+    Compared: "change_id_missing", "change_id_rejected", "cbt_just_enabled".
     """
     planned_read_bytes: _builtins.int
     """Bytes to read from the source."""
     changed_bytes: _builtins.int
-    """Bytes that changed (incremental) or are allocated (full)."""
+    """Bytes that changed (incremental) or are allocated (full, compared)."""
     def __init__(
         self,
         *,

@@ -339,7 +339,7 @@ class JobDisk(_message.Message):
     state: Global___DiskState.ValueType
     """State."""
     mode: _builtins.str
-    """"full" or "incremental"."""
+    """"full", "incremental" or "compared"."""
     mode_reason: _builtins.str
     """Why a full and not an incremental, or why it is not protected."""
     planned_read_bytes: _builtins.int

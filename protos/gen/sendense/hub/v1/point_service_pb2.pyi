@@ -193,7 +193,7 @@ class PointDisk(_message.Message):
     capacity_bytes: _builtins.int
     """Exact size of the disk."""
     mode: _builtins.str
-    """"full" or "incremental"."""
+    """"full", "incremental" or "compared"."""
     layer_file: _builtins.str
     """File of the layer, relative to the point's directory."""
     parent_point_id: _builtins.str

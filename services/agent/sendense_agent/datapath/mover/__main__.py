@@ -57,7 +57,9 @@ def main() -> int:
 
 
 async def _copy(order: CopyOrder, orders: io.FileIO) -> dict[str, int]:
-    async with dial(order.tunnel) as tunnel:
+    async with dial(order.tunnel) as tunnel, contextlib.AsyncExitStack() as digests:
+        if name := order.digests_export_name:
+            await digests.enter_async_context(tunnel.forward(f"nbd/{name}", order.digests_socket))
         async with tunnel.forward(f"nbd/{order.export_name}", order.local_socket) as forward:
             engine = CopyEngine(order, _tell, tunnel.wire_bytes_sent)
             threading.Thread(target=_take_commands, args=(engine, orders), daemon=True).start()

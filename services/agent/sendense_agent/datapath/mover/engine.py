@@ -22,7 +22,9 @@ import nbd
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
-from sendense_agent.datapath.mover import pieces
+from sendense_agent.datapath.mover import comparing, pieces
+from sendense_agent.datapath.mover.allowance import Allowance
+from sendense_agent.datapath.mover.comparing import RECORD, Work
 from sendense_agent.datapath.order import CopyOrder
 from sendense_common.errors import SendenseError
 
@@ -32,7 +34,9 @@ _MOST_RECORDS = 20_000
 # An NBD server speaks first; one that does not is busy with other clients, or hangs.
 _HANDSHAKE_WITHIN_S = 60.0
 
-Read = tuple[int, int]
+# Of digests that are read at once: of 18 GiB of a disk when its records are as long as they can be.
+_DIGESTS_BYTES = 18_724 * RECORD.size
+
 Tell = Callable[[pb.RunBackupResponse], None]
 
 
@@ -52,7 +56,7 @@ class CopyEngine:
             for _ in range(max(1, order.in_flight_bytes // pieces.PIECE_BYTES))
         ]
         self._in_flight = 0
-        self._arrived: collections.deque[tuple[memoryview, int, int]] = collections.deque()
+        self._arrived: collections.deque[tuple[memoryview, Work]] = collections.deque()
         self._acked: list[pb.LedgerRecord] = []
         self._acked_bytes = 0
         self._flushing: list[pb.LedgerRecord] | None = None
@@ -83,7 +87,7 @@ class CopyEngine:
             for _ in range(order.connections)
         ]
         self._flushed_at = time.monotonic()
-        self._copy(pieces.zeroes(order.zero), pieces.reads(order.read))
+        self._copy(self._compared() if order.digests_export_name else self._planned())
         self._tell_progress(final=True)
         done = pb.DiskDone(progress=self._progress)
         done.duration.FromNanoseconds(int((time.monotonic() - began) * 1e9))
@@ -92,7 +96,9 @@ class CopyEngine:
             with contextlib.suppress(nbd.Error):  # all is flushed; the hub may have closed it already
                 handle.shutdown()
 
-    def _connect(self, socket: str, export_name: str, reason: Reason.ValueType) -> nbd.NBD:
+    def _connect(
+        self, socket: str, export_name: str, reason: Reason.ValueType, *, whole_disk: bool = True
+    ) -> nbd.NBD:
         handle = nbd.NBD()
         handle.set_export_name(export_name)
         deadline = time.monotonic() + _HANDSHAKE_WITHIN_S
@@ -108,7 +114,7 @@ class CopyEngine:
         except nbd.Error as error:
             raise self._error(reason, "cannot be opened", error.string) from error
         size = handle.get_size()
-        if size != self._order.capacity_bytes:
+        if whole_disk and size != self._order.capacity_bytes:
             raise SendenseError(
                 Reason.REASON_DISK_MISMATCH,
                 f"{self._order.label} has {self._order.capacity_bytes} bytes, but {socket} shows {size}",
@@ -116,20 +122,58 @@ class CopyEngine:
             )
         return handle
 
-    def _copy(self, zeroes: Iterator[Read], reads: Iterator[Read]) -> None:
-        todo = chain(
-            ((offset, length, True) for offset, length in zeroes), ((*each, False) for each in reads)
+    def _planned(self) -> Iterator[Work]:
+        """What is known without looking: zeroes, then reads."""
+        return chain(
+            (Work(offset, length, zero=True) for offset, length in pieces.zeroes(self._order.zero)),
+            (Work(offset, length) for offset, length in pieces.reads(self._order.read)),
         )
+
+    def _compared(self) -> Iterator[Work]:
+        """All that is in use or was data."""
+        order = self._order
+        handle = self._connect(
+            str(order.digests_socket),
+            order.digests_export_name,
+            Reason.REASON_TARGET_WRITE_FAILED,
+            whole_disk=False,
+        )
+        before = comparing.digests(self._blocks(handle), order.capacity_bytes)
+        try:
+            yield from comparing.work(order.read, before, order.capacity_bytes)
+        except comparing.DigestsError as error:
+            raise self._error(
+                Reason.REASON_TARGET_WRITE_FAILED, "gave digests that cannot be", str(error)
+            ) from error
+        with contextlib.suppress(nbd.Error):
+            handle.shutdown()
+
+    def _blocks(self, handle: nbd.NBD) -> Iterator[bytes]:
+        """An export from its beginning; the copy waits meanwhile."""
+        size = handle.get_size()
+        for offset in range(0, size, _DIGESTS_BYTES):
+            block = bytearray(min(_DIGESTS_BYTES, size - offset))
+            try:
+                cookie = handle.aio_pread(block, offset)
+                while not handle.aio_command_completed(cookie):
+                    handle.poll(_POLL_MS)
+                    self._tell_progress()
+            except nbd.Error as error:
+                raise self._error(
+                    Reason.REASON_TARGET_WRITE_FAILED, "gives no digests", error.string
+                ) from error
+            yield bytes(block)
+
+    def _copy(self, todo: Iterator[Work]) -> None:
         item = next(todo, None)
         while (
             item is not None or self._in_flight or self._arrived or self._acked or self._flushing is not None
         ):
             while item is not None and self._may_submit(item):
-                offset, length, zero = item
-                if zero:
-                    self._zero(offset, length)
+                if item.zero:
+                    self._zero(item.offset, item.length)
                 else:
-                    self._read(offset, length)
+                    self._read(item)
                 item = next(todo, None)
             while self._arrived:
                 self._take(*self._arrived.popleft())
@@ -143,12 +187,13 @@ class CopyEngine:
 
     # --- requests ---
 
-    def _may_submit(self, item: tuple[int, int, bool]) -> bool:
-        if item[2]:
+    def _may_submit(self, item: Work) -> bool:
+        if item.zero:
             return self._in_flight < len(self._buffers) + len(self._targets)
-        return bool(self._buffers) and self._allowance.take(item[1])
+        return bool(self._buffers) and self._allowance.take(item.length)
 
-    def _read(self, offset: int, length: int) -> None:
+    def _read(self, item: Work) -> None:
+        offset, length = item.offset, item.length
         buffer = self._buffers.pop()
         into = buffer[:length]
 
@@ -158,7 +203,7 @@ class CopyEngine:
                 self._fail(Reason.REASON_SOURCE_READ_FAILED, f"cannot be read at byte {offset}", error.value)
             else:
                 self._progress.read_bytes += length
-                self._arrived.append((buffer, offset, length))
+                self._arrived.append((buffer, item))
             return 1
 
         self._in_flight += 1
@@ -166,9 +211,15 @@ class CopyEngine:
             lambda: self._source.aio_pread(into, offset, completed), Reason.REASON_SOURCE_READ_FAILED, offset
         )
 
-    def _take(self, buffer: memoryview, offset: int, length: int) -> None:
+    def _take(self, buffer: memoryview, item: Work) -> None:
         """What was read without an error: writes what is data, and zeroes where they must be written."""
-        view = buffer[:length]
+        offset = item.offset
+        view = buffer[: item.length]
+        for start, size in item.unused:
+            view[start : start + size] = bytes(size)
+        if item.sha256 and hashlib.sha256(view).digest() == item.sha256:
+            self._buffers.append(buffer)  # the previous point has it
+            return
         parts = list(pieces.runs(view, offset))
         pending = len(parts)
 
@@ -182,6 +233,9 @@ class CopyEngine:
             if not zero:
                 data = view[start : start + size]
                 self._write(data, offset + start, finished)
+            elif item.sha256 == b"":  # zeroes then and now
+                self._progress.zero_bytes += size
+                finished()
             elif self._order.write_zeroes:
                 self._zero(offset + start, size, finished)
             else:
@@ -342,28 +396,3 @@ class CopyEngine:
                     handle.aio_notify_write()
             except nbd.Error as error:
                 self._keep(self._error(reason, "has gone", error.string))
-
-
-class Allowance:
-    """How much may be read now: a bucket of one second."""
-
-    def __init__(self) -> None:
-        self._rate = 0
-        self._left = 0.0
-        self._filled_at = time.monotonic()
-
-    def set(self, bytes_per_second: int) -> None:
-        """0 is no limit."""
-        self._rate = max(0, bytes_per_second)
-
-    def take(self, length_bytes: int) -> bool:
-        """Whether so much may be read now."""
-        if not self._rate:
-            return True
-        now = time.monotonic()
-        self._left = min(self._left + (now - self._filled_at) * self._rate, max(self._rate, length_bytes))
-        self._filled_at = now
-        if self._left < length_bytes:
-            return False
-        self._left -= length_bytes
-        return True
