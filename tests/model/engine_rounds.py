@@ -309,8 +309,8 @@ class EngineRounds:
         return document
 
     def _parent(self, plan: DiskPlan) -> LayerRef | None:
-        """The layer below; None for whatever is no incremental: that is copied in full here."""
-        if plan.mode != pb.DISK_MODE_INCREMENTAL:
+        """The layer below; None for a full."""
+        if plan.mode == pb.DISK_MODE_FULL:
             return None
         below = self._newest[plan.disk.key]
         directory = self._stage.repository.directory_of(
