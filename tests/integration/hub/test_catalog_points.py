@@ -82,8 +82,8 @@ async def test_ff19_a_vm_with_disk_in_its_name_is_listed(catalog: Catalog):
 
 
 async def newest(catalog: Catalog, **changed: str) -> dict[int, str]:
-    key = {**VM, **changed}
-    found = await catalog.run(lambda connection: points.newest_disks(connection, *key.values()))
+    key = {**VM, "vcenter_name": "vc", **changed}
+    found = await catalog.run(lambda connection: points.newest_disks(connection, **key))
     return {number: each.point_id for number, (each, _) in found.items()}
 
 
@@ -201,3 +201,35 @@ async def test_a_span_that_comes_again_replaces_itself(catalog: Catalog):
         await catalog.run(lambda connection, name=name: spans.store(connection, [span(name)]))  # type: ignore[misc]
     (found,) = await catalog.run(lambda connection: spans.of_trace(connection, "t"))
     assert (found.name, dict(found.attributes)) == ("new", {"vm": "web"})
+
+
+async def test_rule_21_a_site_cannot_claim_another_sites_vcenter(catalog: Catalog):
+    """What an agent says of its vCenter's identity is bound once, and to one site."""
+
+    def add(name: str, site: str) -> Callable[[sa.Connection], Any]:
+        vcenter = vcenter_pb.Vcenter(
+            name=name, host="h", port=443, certificate_sha256=bytes(32), credential_id=name, site_name=site
+        )
+        return lambda connection: vcenters.add(connection, vcenter)
+
+    def identify(name: str, instance_uuid: str) -> Callable[[sa.Connection], None]:
+        return lambda connection: vcenters.set_identity(connection, name, instance_uuid)
+
+    for number, site in enumerate(("a", "b")):
+        key = f"{SSH_KEY}{number}"
+        await catalog.run(lambda c, site=site, key=key: sites.register(c, site, key, f"SHA256:{site}"))  # type: ignore[misc]
+    await catalog.run(add("vc", "a"))
+    await catalog.run(add("evil", "b"))
+    await catalog.run(identify("vc", "vc-uuid"))
+    await catalog.run(identify("vc", "vc-uuid"))
+    mine = await complete(catalog, point(1))
+    with pytest.raises(SendenseError, match="as vc of site a is") as claimed:
+        await catalog.run(identify("evil", "vc-uuid"))
+    assert claimed.value.reason == Reason.REASON_VCENTER_IDENTITY
+    with pytest.raises(SendenseError, match="and was vc-uuid"):
+        await catalog.run(identify("vc", "another"))
+    # Not even once the vCenter is no longer there, while its points are.
+    await catalog.run(lambda connection: vcenters.remove(connection, "vc"))
+    await catalog.run(identify("evil", "vc-uuid"))
+    assert await newest(catalog, vcenter_name="evil") == {}
+    assert await newest(catalog) == {2000: mine.point_id}

@@ -195,6 +195,22 @@ async def test_a_guest_that_must_be_quiesced_and_cannot_be_gets_no_snapshot(
     assert await lab.snapshots(vm.name) == []
 
 
+async def test_a_guest_without_running_tools_is_never_called_quiesced(
+    lab: LabClient, session: Session
+) -> None:
+    """vSphere ignores the wish there and says nothing."""
+    vm = await lab.add_vm("no tools", [GRANULE])
+    await lab.command("set_machine", vm=vm.name, tools_running=False)
+    with fails(Reason.REASON_QUIESCE_FAILED, "VMware Tools do not run"):
+        await freeze(await find_machine(session, vm.instance_uuid, vm.name), quiesce=pb.QUIESCE_MODE_REQUIRE)
+    assert await lab.snapshots(vm.name) == []
+    snapshot = await freeze(
+        await find_machine(session, vm.instance_uuid, vm.name), quiesce=pb.QUIESCE_MODE_TRY
+    )
+    assert snapshot.quiesce_result == "crash_consistent"
+    assert [code for code, _ in snapshot.warnings] == ["quiesce_fell_back"]
+
+
 @pytest.mark.parametrize("off", [True, False])
 async def test_quiescing_is_not_asked_for_when_it_is_not_wanted_or_there_is_no_guest(
     lab: LabClient, session: Session, off: bool

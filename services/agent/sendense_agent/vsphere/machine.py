@@ -26,6 +26,7 @@ from sendense_common.errors import SendenseError
 
 log = logging.getLogger(__name__)
 
+_MEND_TOOLS = "Look at VMware Tools in the guest, or use --quiesce try."
 _SNAPSHOT_WITHIN_S = 1800.0
 _PATIENCE_S = 1800.0
 _RECONFIGURE_WITHIN_S = 300.0
@@ -39,6 +40,7 @@ _PATHS = (
     "config.files.vmPathName",
     "config.extraConfig",
     "capability.changeTrackingSupported",
+    "guest.toolsRunningStatus",
     "runtime.powerState",
     "snapshot",
 )
@@ -105,6 +107,11 @@ class Machine:
     def powered_on(self) -> bool:
         """Whether a guest runs."""
         return bool(self._facts.get("runtime.powerState") == vim.VirtualMachine.PowerState.poweredOn)
+
+    @property
+    def tools_running(self) -> bool:
+        """Whether VMware Tools answer in the guest: without them, nothing quiesces it."""
+        return bool(self._facts.get("guest.toolsRunningStatus") == "guestToolsRunning")
 
     @property
     def changed_block_tracking(self) -> bool:
@@ -180,6 +187,15 @@ class Machine:
         warnings: list[tuple[str, str]] = []
         result = "not_requested"
         wanted = quiesce != backup_pb2.QUIESCE_MODE_OFF and self.powered_on
+        if wanted and not self.tools_running:
+            # vSphere takes the snapshot all the same, and says nothing of what it left out.
+            words = f"VMware Tools do not run in VM {self.name}, so nothing can quiesce it"
+            if quiesce == backup_pb2.QUIESCE_MODE_REQUIRE:
+                raise SendenseError(
+                    Reason.REASON_QUIESCE_FAILED, words, remedy=_MEND_TOOLS, retryable=False, vm=self.name
+                )
+            warnings.append(("quiesce_fell_back", f"The snapshot is crash-consistent: {words}"))
+            wanted, result = False, "crash_consistent"
         try:
             reference = await self._snapshot(hub_id, job_id, quiesce=wanted)
             if wanted:
@@ -188,7 +204,7 @@ class Machine:
             error = translate(fault, doing=f"quiescing VM {self.name}", vcenter=self._session.name)
             if quiesce == backup_pb2.QUIESCE_MODE_REQUIRE:
                 error.reason = Reason.REASON_QUIESCE_FAILED
-                error.remedy = "Look at VMware Tools in the guest, or use --quiesce try."
+                error.remedy = _MEND_TOOLS
                 raise error from fault
             warnings.append(("quiesce_fell_back", f"The snapshot is crash-consistent: {error.message}"))
             result = "crash_consistent"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.agent.v1 import permits_pb2
@@ -14,9 +14,11 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1 import operation_pb2
 from sendense_agent.vsphere import (
     Machine,
+    Preflight,
     Session,
     Snapshot,
     Space,
+    VirtualDisk,
     datastores_of,
     find_machine,
     host_of,
@@ -237,15 +239,7 @@ class Backup:
         with telemetry.span("ask for changed areas"):
             found = machine.preflight()
             frozen = {disk.key: disk for disk in snapshot.disks}
-            missing = [disk.label for disk in found.eligible if disk.key not in frozen]
-            if missing:
-                raise SendenseError(
-                    Reason.REASON_SNAPSHOT_FAILED,
-                    f"the snapshot of VM {machine.name} lacks {', '.join(missing)}",
-                    remedy="Somebody changed the VM's disks just now. Start the backup again.",
-                    retryable=True,
-                    vm=machine.name,
-                )
+            _refuse_other_disks(machine.name, found, frozen)
             plans = [
                 await plan_disk(
                     snapshot, frozen[disk.key], previous.get(disk.key), tracking_just_enabled=just_enabled
@@ -306,6 +300,21 @@ def _is_vsphere_answer(making: asyncio.Task[Snapshot]) -> bool:
     """Whether it ended by a word of vSphere's, not by a connection or a deadline."""
     error = making.exception()
     return error is None or (isinstance(error, SendenseError) and "fault" in error.metadata)
+
+
+def _refuse_other_disks(vm_name: str, looked_at: Preflight, frozen: Mapping[int, VirtualDisk]) -> None:
+    """Raises SNAPSHOT_FAILED unless the snapshot has just the disks that were looked at before it."""
+    known = {disk.key for disk in (*looked_at.eligible, *looked_at.skipped)}
+    wrong = [f"lacks {disk.label}" for disk in looked_at.eligible if disk.key not in frozen]
+    wrong += [f"also has {disk.label}" for key, disk in frozen.items() if key not in known]
+    if wrong:
+        raise SendenseError(
+            Reason.REASON_SNAPSHOT_FAILED,
+            f"the snapshot of VM {vm_name} {', '.join(wrong)}",
+            remedy="Somebody changed the VM's disks just now. Start the backup again.",
+            retryable=True,
+            vm=vm_name,
+        )
 
 
 def _refuse_fulls(vm_name: str, plans: list[DiskPlan]) -> None:

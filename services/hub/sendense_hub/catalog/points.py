@@ -102,13 +102,22 @@ def of_job(connection: sa.Connection, job_id: str) -> pb.RestorePoint | None:
 
 
 def newest_disks(
-    connection: sa.Connection, vcenter_uuid: str, vm_instance_uuid: str, repository_name: str
+    connection: sa.Connection,
+    vcenter_uuid: str,
+    vm_instance_uuid: str,
+    repository_name: str,
+    *,
+    vcenter_name: str,
 ) -> dict[int, tuple[pb.RestorePoint, pb.PointDisk]]:
-    """By device key: the newest complete point of the VM in the repository that holds it, and the disk."""
+    """By device key: the newest complete point of the VM in the repository that holds it, and the disk.
+
+    UUIDs are what an agent says; the vCenter's name here is what an operator said. Both must fit.
+    """
     columns = restore_points.c
     query = (
         sa.select(restore_points)
         .where(
+            columns.vcenter_name == vcenter_name,
             columns.vcenter_uuid == vcenter_uuid,
             columns.vm_instance_uuid == vm_instance_uuid,
             columns.repository_name == repository_name,

@@ -69,8 +69,40 @@ def remove(connection: sa.Connection, name: str) -> pb.Vcenter:
 
 
 def set_identity(connection: sa.Connection, name: str, instance_uuid: str) -> None:
-    """Keeps what it said that it is."""
-    connection.execute(vcenters.update().where(vcenters.c.name == name).values(instance_uuid=instance_uuid))
+    """Keeps what it said that it is. It never becomes another one, nor one that another site has.
+
+    The word is an agent's: without this, one site could have the points of another's VMs built upon.
+
+    Raises:
+        SendenseError: VCENTER_IDENTITY.
+    """
+    columns = vcenters.c
+    row = connection.execute(
+        sa.select(columns.instance_uuid, columns.site_name).where(columns.name == name)
+    ).one_or_none()
+    if row is None or row.instance_uuid == instance_uuid:
+        return
+    if row.instance_uuid:
+        raise SendenseError(
+            Reason.REASON_VCENTER_IDENTITY,
+            f"vCenter {name} says that it is {instance_uuid}, and was {row.instance_uuid}",
+            remedy="If it was replaced by another one, remove it here and add it again.",
+            vcenter=name,
+        )
+    other = connection.execute(
+        sa.select(columns.name, columns.site_name).where(
+            columns.instance_uuid == instance_uuid, columns.site_name != row.site_name
+        )
+    ).first()
+    if other is not None:
+        raise SendenseError(
+            Reason.REASON_VCENTER_IDENTITY,
+            f"vCenter {name} says that it is {instance_uuid}, as {other.name} of site {other.site_name} is",
+            remedy="One vCenter belongs to one site. A cloned vCenter needs an instance UUID of its own.",
+            vcenter=name,
+            other=other.name,
+        )
+    connection.execute(vcenters.update().where(columns.name == name).values(instance_uuid=instance_uuid))
 
 
 def replace_inventory(connection: sa.Connection, name: str, machines: Iterable[agent.VirtualMachine]) -> None:

@@ -40,7 +40,11 @@ async def held(workshop: Workshop, live: LiveJob, vcenter_uuid: str) -> AsyncIte
         return
     found = await workshop.catalog.run(
         lambda connection: points.newest_disks(
-            connection, vcenter_uuid, job.vm_instance_uuid, job.repository_name
+            connection,
+            vcenter_uuid,
+            job.vm_instance_uuid,
+            job.repository_name,
+            vcenter_name=job.vcenter_name,
         )
     )
     # From here on none of them can go, also not while their headers are looked at.

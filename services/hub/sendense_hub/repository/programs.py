@@ -43,10 +43,14 @@ async def run(*command: str) -> Outcome:
 
 
 async def start(command: Sequence[str]) -> asyncio.subprocess.Process:
-    """Starts a program that ends with us; its output and errors are pipes."""
+    """Starts a program that ends with us; its output and errors are pipes.
+
+    It is killed then: qemu-nbd forgets a SIGTERM that comes while it starts, and a layer that it wrote when
+    we ended is discarded anyway.
+    """
     try:
         return await asyncio.create_subprocess_exec(
-            *process.dying_with_parent(command),
+            *process.dying_with_parent(command, parent_signal="KILL"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -58,6 +58,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The vCenter session ended and could not be renewed."""
     REASON_DATASTORE_FULL: _Reason.ValueType  # 29
     """A datastore has less free space than must stay free there while a snapshot exists."""
+    REASON_VCENTER_IDENTITY: _Reason.ValueType  # 30
+    """The vCenter says that it is another one than before, or one that belongs to another site."""
     REASON_VM_NOT_FOUND: _Reason.ValueType  # 40
     """No VM of that name or ID at that vCenter."""
     REASON_VM_AMBIGUOUS: _Reason.ValueType  # 41
@@ -192,6 +194,8 @@ REASON_VCENTER_SESSION_LOST: Reason.ValueType  # 28
 """The vCenter session ended and could not be renewed."""
 REASON_DATASTORE_FULL: Reason.ValueType  # 29
 """A datastore has less free space than must stay free there while a snapshot exists."""
+REASON_VCENTER_IDENTITY: Reason.ValueType  # 30
+"""The vCenter says that it is another one than before, or one that belongs to another site."""
 REASON_VM_NOT_FOUND: Reason.ValueType  # 40
 """No VM of that name or ID at that vCenter."""
 REASON_VM_AMBIGUOUS: Reason.ValueType  # 41

@@ -39,6 +39,7 @@ vixDiskLib.nfcAio.Session.BufSizeIn64KB=16
 vixDiskLib.nfcAio.Session.BufCount=4
 tmpDirectory="{directory}"
 """
+# Not tried again: accounts get locked.
 _REFUSED = re.compile(
     r"incorrect user name or password|invalid login|cannot log ?in|login fail", re.IGNORECASE
 )
@@ -91,7 +92,7 @@ class VddkSource:
                     descriptors=[password],
                     environment=environment(self.libdir),
                     stop_grace_s=_STOP_GRACE_S,
-                    fatal=_REFUSED,  # accounts get locked: it is not tried again
+                    fatal=_REFUSED,
                 )
             )
 
