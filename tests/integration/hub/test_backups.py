@@ -123,13 +123,13 @@ async def test_rule_04_the_change_id_is_known_only_with_the_complete_point(hub: 
         (export,) = await job.snapshot_and_plan(plan_of())
         await job.copy(export, FIRST[2000])
         rows = await hub.rows()
-        seen.extend([len(rows), list(rows[0].disks), (await hub.points())])
+        seen.extend([len(rows), [disk.change_id for disk in rows[0].disks], (await hub.points())])
         await job.finish()
 
     hub.agent.script = script
     job = await hub.run()
     assert job.state == pb.JOB_STATE_SUCCEEDED, job.failure
-    assert seen == [1, [], []]
+    assert seen == [1, [""], []]
     (point,) = await hub.points()
     assert [disk.change_id for disk in point.disks] == ["52 aa/2000"]
 

@@ -118,7 +118,7 @@ async def test_rule_04_a_point_that_is_written_or_deleted_is_nobodys_parent(cata
     listed = await catalog.run(lambda connection: points.listed(connection, limit=9))
     assert [each.point_id for each in listed] == [good.point_id]
     stored = await catalog.run(lambda connection: points.get(connection, writing.point_id))
-    assert list(stored.disks) == []
+    assert [each.change_id for each in stored.disks] == [""]
 
 
 async def test_a_point_knows_what_is_built_on_it(catalog: Catalog):
@@ -233,3 +233,13 @@ async def test_rule_21_a_site_cannot_claim_another_sites_vcenter(catalog: Catalo
     await catalog.run(identify("evil", "vc-uuid"))
     assert await newest(catalog, vcenter_name="evil") == {}
     assert await newest(catalog) == {2000: mine.point_id}
+
+
+async def test_ff18_a_point_that_is_not_known_to_be_complete_keeps_what_it_is_built_on(catalog: Catalog):
+    parent = await complete(catalog, point(1))
+    child = point(2, disk(2000, parent.point_id))
+    await catalog.run(lambda connection: points.begin(connection, child))
+    found = await catalog.run(lambda connection: points.get(connection, parent.point_id))
+    assert list(found.dependant_point_ids) == [child.point_id]
+    await complete(catalog, child)
+    assert await newest(catalog) == {2000: child.point_id}

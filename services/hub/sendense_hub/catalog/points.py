@@ -19,9 +19,10 @@ _DISK_FIELDS = [column.name for column in point_disks.c if column.name != "point
 
 
 def begin(connection: sa.Connection, point: pb.RestorePoint) -> None:
-    """A job starts to write it; nobody can restore it yet."""
+    """A job starts to write it; nobody can restore it yet, nor delete what it is built on."""
     point.state = pb.POINT_STATE_WRITING
     connection.execute(restore_points.insert().values(**_columns(point)))
+    _insert_disks(connection, point)
 
 
 def complete(connection: sa.Connection, point: pb.RestorePoint) -> None:
@@ -29,10 +30,13 @@ def complete(connection: sa.Connection, point: pb.RestorePoint) -> None:
     point.state = pb.POINT_STATE_COMPLETE
     connection.execute(restore_points.delete().where(restore_points.c.point_id == point.point_id))
     connection.execute(restore_points.insert().values(**_columns(point)))
-    connection.execute(
-        point_disks.insert().values(point_id=point.point_id),
-        [{name: getattr(disk, name) for name in _DISK_FIELDS} for disk in point.disks],
-    )
+    _insert_disks(connection, point)
+
+
+def _insert_disks(connection: sa.Connection, point: pb.RestorePoint) -> None:
+    rows = [{name: getattr(disk, name) for name in _DISK_FIELDS} for disk in point.disks]
+    if rows:
+        connection.execute(point_disks.insert().values(point_id=point.point_id), rows)
 
 
 def set_deleting(connection: sa.Connection, point_id: str) -> None:

@@ -66,6 +66,11 @@ class NewPoint:
         Returns:
             Where the agent writes.
         """
+        self._parents = {
+            disk.key: previous[disk.key][0].point_id
+            for disk in plan.disks
+            if disk.mode != agent.DISK_MODE_FULL
+        }
         await self._begin(plan, swept)
         with telemetry.span("create layers", disks=len(plan.disks)):
             return [await self._open_disk(disk, previous) for disk in plan.disks]
@@ -148,6 +153,16 @@ class NewPoint:
             repository_name=job.repository_name,
             directory=self._directory,
             quiesce_result=plan.quiesce_result,
+            # What it is built on must not go, also while the catalog does not know yet that it is complete.
+            disks=[
+                point_service_pb2.PointDisk(
+                    key=disk.key,
+                    label=disk.label,
+                    capacity_bytes=disk.capacity_bytes,
+                    parent_point_id=self._parents.get(disk.key, ""),
+                )
+                for disk in plan.disks
+            ],
         )
 
         def write(connection: sa.Connection) -> None:
@@ -167,7 +182,6 @@ class NewPoint:
         if disk.mode != agent.DISK_MODE_FULL:
             point, before = previous[disk.key]
             parent = LayerRef(point.directory, disk.key, before.layer_file, before.capacity_bytes)
-            self._parents[disk.key] = point.point_id
         layer = await writer.create_layer(disk.key, disk.capacity_bytes, parent)
         name = job_rules.export_name(job.job_id, job.attempt, disk.key)
         digests_name = ""
