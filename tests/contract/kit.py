@@ -33,6 +33,7 @@ CAPACITY = 3 * 65536 + 512
 DATA = random.Random(25).randbytes(2 * 65536) + bytes(65536) + random.Random(26).randbytes(512)
 USER, PASSWORD = "administrator@vsphere.local", "correct horse"
 THUMBPRINT = ":".join(["5E"] * 20)
+REFUSED_LATER = "[data store] refused later.vmdk"
 
 
 @dataclass
@@ -92,7 +93,7 @@ async def a_library(directory: Path, lab: LabClient, patch: pytest.MonkeyPatch) 
         user=USER,
         password=PASSWORD,
         thumbprint=THUMBPRINT,
-        disks={source.file_name: str(raw)},
+        disks={source.file_name: str(raw), REFUSED_LATER: ""},
         record=str(directory / "record"),
     )
     patch.setenv("PATH", f"{install(directory, library)}:{os.environ['PATH']}")

@@ -30,7 +30,7 @@ class Library:
     password: str
     thumbprint: str
     disks: dict[str, str]
-    """File name on a datastore to a raw file here."""
+    """File name on a datastore to a raw file here; to nothing: see `_refusing_later`."""
     record: str
     """Takes what it was asked, a line of JSON each time."""
 
@@ -70,10 +70,22 @@ def main() -> None:
         trouble = NO_SUCH_DISK
     else:
         raw = library.disks[given["file"]]
+        if not raw:
+            _refusing_later(library, before, filters)
         os.execv(library.nbdkit, ["nbdkit", *before, "file", f"file={raw}", *filters])
     # As the plugin does: it begins to serve, and fails at each connection.
     opening = f'echo tried >> "{library.record}.tries"; echo "EIO {trouble}" >&2; exit 1'
     os.execv(library.nbdkit, ["nbdkit", *before, "eval", f"open={opening}", "get_size=echo 512", *filters])
+
+
+def _refusing_later(library: Library, before: list[str], filters: list[str]) -> None:
+    """Two connections can be opened, no read works, and whoever opens it anew is refused."""
+    tries = f"{library.record}.tries"
+    refusal = f'echo "EIO {WRONG_PASSWORD}" >&2; exit 1'
+    opening = f'echo tried >> "{tries}"; if [ $(wc -l < "{tries}") -gt 2 ]; then {refusal}; fi'
+    reading = 'echo "EIO the connection is lost" >&2; exit 1'
+    plugin = [f"open={opening}", "get_size=echo 512", f"pread={reading}"]
+    os.execv(library.nbdkit, ["nbdkit", *before, "eval", *plugin, *filters])
 
 
 def _dump(library: Library, given: dict[str, str]) -> None:

@@ -9,13 +9,15 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import nbd
 import pytest
 import pytest_asyncio
-from tests.contract.kit import DATA, PASSWORD, THUMBPRINT, USER, Stand, a_library, vddk_source
+from tests.contract.kit import DATA, PASSWORD, REFUSED_LATER, THUMBPRINT, USER, Stand, a_library, vddk_source
 from tests.integration.vsphere.kit import fails
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.datapath.sources import VddkSource, vddk_version
+from sendense_common.errors import SendenseError
 
 pytestmark = pytest.mark.integration
 
@@ -91,6 +93,21 @@ async def test_rule_24_a_refused_login_is_tried_once(stand: Stand, short_tmp: Pa
     assert not caught.value.retryable
     assert "wrong" not in str(caught.value)
     assert (short_tmp / "record.tries").read_text().splitlines() == ["tried"]
+    assert stand.left() == []
+
+
+async def test_rule_24_a_login_that_is_refused_while_it_reads_is_tried_once(
+    stand: Stand, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the password was changed, and a lost connection is opened again."""
+    monkeypatch.setattr("sendense_agent.datapath.sources.vddk._RETRY_AFTER_S", 1)
+    change(stand, file_name=REFUSED_LATER)
+    with fails(Reason.REASON_VCENTER_LOGIN_FAILED, "incorrect user name or password"):
+        async with stand.open(capacity_bytes=512) as source:
+            with pytest.raises(nbd.Error):
+                await (await stand.reader(source)).read(0, 512)
+            raise SendenseError(Reason.REASON_SOURCE_READ_FAILED, "the copy's words")
+    assert len((short_tmp / "record.tries").read_text().splitlines()) == 3  # two of them were well
     assert stand.left() == []
 
 

@@ -157,6 +157,7 @@ class _Server:
         self._socket = socket
         self._on_line = on_line
         self._fatal = fatal
+        self._fatal_line = ""
         self._lines: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
         self._answer = "no answer"
         self._reading = asyncio.create_task(self._read_stderr())
@@ -187,6 +188,8 @@ class _Server:
     async def last_error(self) -> str:
         """Its newest one; empty: it had none."""
         await asyncio.sleep(_ASK_EVERY_S)  # it may have been said just now, and nobody has listened yet
+        if self._fatal_line:
+            return self._fatal_line  # what came later is about its end
         found = [match["words"] for line in self._lines if (match := _ERROR.search(line))]
         return found[-1] if found else ""
 
@@ -201,6 +204,7 @@ class _Server:
             self._lines.append(line.decode(errors="replace").rstrip())
             self._on_line(self._lines[-1])
             if self._fatal is not None and self._fatal.search(self._lines[-1]):
+                self._fatal_line = self._fatal_line or self._lines[-1]
                 with contextlib.suppress(ProcessLookupError):
                     self._child.terminate()
 
