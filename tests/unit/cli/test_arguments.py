@@ -82,6 +82,8 @@ def test_a_password_comes_from_one_place(tmp_path: Path) -> None:
             vcenter._password(stdin, file)
     with pytest.raises(SendenseError, match="cannot be read"):
         vcenter._password(False, tmp_path / "missing")
+    with pytest.raises(SendenseError, match="more than 4096 bytes"):
+        vcenter._password(False, Path("/dev/zero"))
 
 
 def test_every_reason_has_an_exit_code_other_than_0() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import uuid
 from pathlib import Path
@@ -24,6 +25,7 @@ app = typer.Typer(no_args_is_help=True, help="vCenters: add, list, test, change 
 
 _HTTPS = 443
 _SHA256_BYTES = 32
+_LONGEST_PASSWORD_BYTES = 4096
 Name = Annotated[str, typer.Argument(help="The vCenter's name here.")]
 PasswordStdin = Annotated[
     bool,
@@ -241,8 +243,11 @@ def _password(from_stdin: bool, file: Path | None) -> str:
             remedy="A password is never given on the command line: everybody can read that.",
         )
     try:
-        data = sys.stdin.buffer.read() if file is None else file.read_bytes()
+        with contextlib.nullcontext(sys.stdin.buffer) if file is None else file.open("rb") as source:
+            data = source.read(_LONGEST_PASSWORD_BYTES + 1)
         text = data.decode()
     except (OSError, UnicodeError) as error:
         raise invalid("password", f"cannot be read: {error}") from error
+    if len(data) > _LONGEST_PASSWORD_BYTES:
+        raise invalid("password", f"has more than {_LONGEST_PASSWORD_BYTES} bytes")
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
