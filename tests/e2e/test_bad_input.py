@@ -97,6 +97,11 @@ def test_a_password_is_never_taken_from_the_command_line(shared_world: World) ->
     assert shared_world.run(*arguments, "--password", "secret").returncode == 2
 
 
+def test_a_disk_key_that_is_none_is_wrong_usage(shared_world: World) -> None:
+    done = shared_world.run("point", "export", _UNKNOWN, "--disk", "9" * 24, "--output", "/tmp/x")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+
 def test_a_vcenter_is_added_once(shared_world: World, shared_lab: Lab) -> None:
     done = shared_world.run(
         "vcenter", "add", "lab", "--address", shared_lab.address, "--username", "u", "--password-stdin",

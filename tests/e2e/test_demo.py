@@ -21,12 +21,13 @@ def test_the_demonstration_proves_both_points_and_leaves_nothing(tmp_path: Path)
     output, directory = tmp_path / "facts" / "demo.json", tmp_path / "demo"
     done = subprocess.run(
         [sys.executable, "-m", "sendense_cli.main", "demo",
-         "--output", str(output), "--directory", str(directory)],
+         "--output", str(output), "--directory", str(directory), "--json"],
         env={**os.environ, "COLUMNS": "100", "SENDENSE_TEST": str(tmp_path)},
         capture_output=True, text=True, timeout=380, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads(output.read_text())
+    assert json.loads(done.stdout) == facts
     assert (facts["ok"], facts["leftovers"], facts["stock_tools_agree"]) == (True, [], True)
     capacities = {disk["key"]: disk["capacity_bytes"] for disk in facts["full"]["disks"]}
     assert len(set(capacities.values())) == 2

@@ -206,7 +206,10 @@ async def _child(name: str, command: Sequence[str], logs: Path) -> AsyncIterator
 async def _finished(command: Sequence[str]) -> bytes:
     """Output of a command that ends by itself."""
     child = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C goes to us alone
     )
     output, errors = await child.communicate()
     if child.returncode:

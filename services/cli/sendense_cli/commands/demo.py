@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from sendense_cli.exits import Exit
-from sendense_cli.session import console
+from sendense_cli.session import Json, console
 
 
 def demo(
@@ -21,6 +23,7 @@ def demo(
         Path, typer.Option(metavar="DIR", help="For what it makes: up to 6 GiB; removed at the end.")
     ] = Path("build/demo"),
     keep: Annotated[bool, typer.Option("--keep", help="Keep DIR, to look around in it.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show a full and an incremental backup of a simulated VM, with proof, and leave nothing behind.
 
@@ -33,10 +36,13 @@ def demo(
     from sendense_lab.client import LabError  # noqa: PLC0415
     from sendense_lab.demo import DemoError, DemoOptions, run_demo  # noqa: PLC0415
 
+    shown = Console(stderr=True) if as_json else console
     try:
-        ok = asyncio.run(run_demo(DemoOptions(output.absolute(), directory.absolute(), keep), console))
+        ok = asyncio.run(run_demo(DemoOptions(output.absolute(), directory.absolute(), keep), shown))
+        if as_json:
+            sys.stdout.write(output.read_text())
     except (DemoError, LabError) as error:
-        console.print(f"\n[bold red]The demonstration failed:[/] {error}", highlight=False)
+        shown.print(f"\n[bold red]The demonstration failed:[/] {error}", highlight=False)
         raise typer.Exit(Exit.FAILED) from error
     except KeyboardInterrupt:
         raise typer.Exit(Exit.INTERRUPTED) from None

@@ -125,7 +125,10 @@ def verify(point: Id, state: State = DEFAULT_STATE, as_json: Json = False) -> No
 def export(
     point: Id,
     disk: Annotated[
-        int, typer.Option(metavar="KEY", help="Device key of the disk, as `point show` lists it.")
+        int,
+        typer.Option(
+            metavar="KEY", min=0, max=2**31 - 1, help="Device key of the disk, as `point show` lists it."
+        ),
     ],
     output: Annotated[Path, typer.Option(metavar="PATH", help="New file on the hub's host.")],
     file_format: Annotated[Format, typer.Option("--format", help="Format of the file.")] = Format.RAW,

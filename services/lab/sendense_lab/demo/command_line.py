@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sendense_common import process
 
@@ -25,9 +25,16 @@ class DemoError(Exception):
 class CommandLine:
     """Commands for one installation."""
 
-    def __init__(self, state: Path, marks: Mapping[str, str]) -> None:
-        """Args: marks: environment variables by which processes of this demonstration are known."""
+    def __init__(self, state: Path, marks: Mapping[str, str], output: IO[str]) -> None:
+        """Commands for one installation.
+
+        Args:
+            state: of the installation.
+            marks: environment variables by which processes of this demonstration are known.
+            output: takes what people are to see.
+        """
         self._state = state
+        self._output = output
         self._environment = {**os.environ, **marks, "SENDENSE_STATE": str(state)}
         self._environment.pop("SENDENSE_LOG", None)
 
@@ -37,7 +44,9 @@ class CommandLine:
         Raises:
             DemoError: it did not exit with 0.
         """
-        child = await asyncio.create_subprocess_exec(*_command(arguments), env=self._environment)
+        child = await asyncio.create_subprocess_exec(
+            *_command(arguments), stdout=self._output, env=self._environment
+        )
         await _finish(child, arguments)
 
     async def ask(self, *arguments: str, secret: str | None = None) -> Any:

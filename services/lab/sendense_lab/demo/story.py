@@ -105,7 +105,7 @@ class _Story:
         self.mark = uuid.uuid4().hex
         self.left: list[str] = []
         self._state = options.directory / "sendense"
-        self._command = CommandLine(self._state, {_MARK: self.mark})
+        self._command = CommandLine(self._state, {_MARK: self.mark}, console.file)
         self._full = Run("full")
         self._incremental = Run("incremental")
         self._trace: dict[str, Any] = {}
