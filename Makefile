@@ -16,29 +16,32 @@ setup:  ## Install what is missing: Debian packages, the virtual environment (qu
 	@tools/setup
 
 .PHONY: protos
-protos:  ## Generate Python code from the protobuf contracts
-	@rm -rf protos/gen/sendense && mkdir -p protos/gen
+protos: protos-aside  ## Generate Python code from the protobuf contracts
+	@$(PY) tools/swap-directories build/protos/new/sendense protos/gen/sendense
+
+.PHONY: protos-aside
+protos-aside:
+	@rm -rf build/protos/new && mkdir -p build/protos/new
 	@.venv/bin/python -m grpc_tools.protoc -I protos \
 	  --plugin=protoc-gen-mypy=.venv/bin/protoc-gen-mypy \
 	  --plugin=protoc-gen-mypy_grpc=.venv/bin/protoc-gen-mypy_grpc \
-	  --python_out=protos/gen --grpc_python_out=protos/gen \
-	  --mypy_out=quiet:protos/gen --mypy_grpc_out=quiet,only_async:protos/gen \
+	  --python_out=build/protos/new --grpc_python_out=build/protos/new \
+	  --mypy_out=quiet:build/protos/new --mypy_grpc_out=quiet,only_async:build/protos/new \
 	  $(PROTO_FILES)
-	@find protos/gen/sendense -type d -exec touch {}/__init__.py \;
-	@touch protos/gen/sendense/py.typed
+	@find build/protos/new/sendense -type d -exec touch {}/__init__.py \;
+	@touch build/protos/new/sendense/py.typed
 
 .PHONY: locks
-locks:  ## Resolve dependencies anew into locks/*.txt
-	$(LOCK) --upgrade pyproject.toml -o locks/runtime.txt
-	$(LOCK) --upgrade --extra dev -c locks/runtime.txt pyproject.toml -o locks/dev.txt
+locks:  ## Resolve dependencies into locks/*.txt; newer ones with UPGRADE=--upgrade
+	$(LOCK) $(UPGRADE) pyproject.toml -o locks/runtime.txt
+	$(LOCK) $(UPGRADE) --extra dev -c locks/runtime.txt pyproject.toml -o locks/dev.txt
 
 .PHONY: protos-check
 protos-check:  ## Lint the contracts and check that the generated code is fresh
 	@cd protos && ../.venv/bin/buf lint
-	@rm -rf build/protos && mkdir -p build/protos && cp -r protos/gen build/protos/committed
-	@$(MAKE) --no-print-directory protos
-	@diff -r -x __pycache__ build/protos/committed protos/gen \
-	  || { echo "protos/gen is stale: commit what 'make protos' made"; exit 1; }
+	@$(MAKE) --no-print-directory protos-aside
+	@diff -r -x __pycache__ protos/gen build/protos/new \
+	  || { echo "protos/gen is stale: run 'make protos' and commit what it made"; exit 1; }
 
 .PHONY: lint
 lint: setup protos-check  ## ruff, mypy strict, import contracts, buf
@@ -51,9 +54,12 @@ lint: setup protos-check  ## ruff, mypy strict, import contracts, buf
 unit: setup  ## Fast tests only
 	$(PY) -m pytest -m unit -q
 
+# One more than cores: much of a test is waiting.
+WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+
 .PHONY: test
-test: setup  ## All tests (about 8 minutes)
-	$(PY) -m pytest -q
+test: setup  ## All tests, one file more at once than there are cores (25 minutes on two)
+	$(PY) -m pytest -q --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 .PHONY: mutants
 mutants: setup  ## Break each rule of changed block tracking once; its tests must notice (5 minutes)
@@ -73,9 +79,29 @@ STEPS ?= 50
 soak: setup  ## Play VMs and backups at random for HOURS=8, again from SEED=…, and compare every byte
 	@$(PY) -m tests.model.soak --seed=$(SEED) --hours=$(HOURS) --level=$(LEVEL) --lives=$(LIVES) --steps=$(STEPS)
 
+ROUNDS ?= 60
+FAULTS ?= 200
+SECONDS ?= 1000
+
+.PHONY: chaos
+chaos: setup  ## Kill, freeze, cut and fill what a backup needs, at random (20 minutes, root); build/chaos.json
+	@$(PY) -m tests.chaos.run --seed=$(SEED) --rounds=$(ROUNDS) --faults=$(FAULTS) --seconds=$(SECONDS)
+
+.PHONY: kills
+kills: setup  ## Kill each process of the hub in each phase of a job, twice in a row; each job makes its point once (15 minutes, root)
+	@$(PY) -m tests.chaos.kills
+
+INPUTS ?= 2000
+
+.PHONY: security
+security: setup  ## Attack the whole product, then send INPUTS=2000 odd inputs to every call, again from SEED=… (20 minutes, root)
+	$(PY) -m pytest tests/security -q -o log_cli=true -o log_cli_level=INFO
+	@$(PY) -m tests.security.fuzz.run --seed=$(SEED) --per-method=$(INPUTS) --gateway=$$((5 * $(INPUTS)))
+
 .PHONY: bench
-bench: setup  ## What a backup of 5 TiB costs against one of 5 GiB with the same data; build/bench.json
+bench: setup  ## What a big disk costs against a small one, and an interruption (root); build/bench*.json
 	@$(PY) -m tests.bench.big_disks
+	@$(PY) -m tests.bench.interruption
 
 .PHONY: demo
 demo: setup  ## Back up a simulated VM twice, restore both points, prove every byte

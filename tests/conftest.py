@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +20,18 @@ def short_tmp() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+# Whoever starts the tests in the background makes them ignore it, and what they start with them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _ORDER = ("unit", "integration", "e2e")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first; and installations that whole modules share start after tests that count processes."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Fast tests first; when several processes share the files, long files first, so that none is last."""
 
     def place(item: pytest.Item) -> int:
         found = [number for number, kind in enumerate(_ORDER) if item.get_closest_marker(kind)]
         return min(found, default=len(_ORDER))
 
-    items.sort(key=place)
+    items.sort(key=place, reverse=hasattr(config, "workerinput"))

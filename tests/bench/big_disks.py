@@ -186,7 +186,7 @@ def _phases(running: World, job_id: str) -> dict[str, float]:
 def run(directory: Path, lab_directory: Path) -> list[Cost]:
     """All measurements."""
     costs: list[Cost] = []
-    with world(directory) as running:
+    with world(directory, options=("--cbt-audit-percent", "0")) as running:
         lab = running.lab("bench")
         assert running.up is not None
         meter = Meter(running.up.pid)

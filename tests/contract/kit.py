@@ -10,6 +10,7 @@ import random
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,13 +105,22 @@ async def a_library(directory: Path, lab: LabClient, patch: pytest.MonkeyPatch) 
     yield Stand(source, truncate, lambda: [PASSWORD.encode()])
 
 
+def login(password: str = PASSWORD) -> Callable[[], AbstractAsyncContextManager[tuple[str, str]]]:
+    """As a lease opens it."""
+
+    @contextlib.asynccontextmanager
+    async def opened() -> AsyncIterator[tuple[str, str]]:
+        yield USER, password
+
+    return opened
+
+
 def vddk_source(directory: Path) -> VddkSource:
     return VddkSource(
         libdir=directory / "vmware-vix-disklib-distrib",
         server="vcenter.example.com",
         port=8443,
-        user=USER,
-        password=PASSWORD,
+        login=login(),
         thumbprint=THUMBPRINT,
         machine="vm-16",
         snapshot="snapshot-17",

@@ -12,7 +12,17 @@ from pathlib import Path
 import nbd
 import pytest
 import pytest_asyncio
-from tests.contract.kit import DATA, PASSWORD, REFUSED_LATER, THUMBPRINT, USER, Stand, a_library, vddk_source
+from tests.contract.kit import (
+    DATA,
+    PASSWORD,
+    REFUSED_LATER,
+    THUMBPRINT,
+    USER,
+    Stand,
+    a_library,
+    login,
+    vddk_source,
+)
 from tests.integration.vsphere.kit import fails
 
 from sendense.common.v1.reason_pb2 import Reason
@@ -77,7 +87,7 @@ async def test_the_command_line_is_exactly_this_and_the_password_comes_by_descri
 async def test_ff23_passwords_of_all_kinds_reach_the_library(
     stand: Stand, short_tmp: Path, password: str
 ) -> None:
-    change(stand, password=password)
+    change(stand, login=login(password))
     with fails(Reason.REASON_VCENTER_LOGIN_FAILED):  # the stand-in's password is another
         async with stand.open():
             pass
@@ -86,7 +96,7 @@ async def test_ff23_passwords_of_all_kinds_reach_the_library(
 
 
 async def test_rule_24_a_refused_login_is_tried_once(stand: Stand, short_tmp: Path) -> None:
-    change(stand, password="wrong")
+    change(stand, login=login("wrong"))
     with fails(Reason.REASON_VCENTER_LOGIN_FAILED, "incorrect user name or password") as caught:
         async with stand.open():
             pass

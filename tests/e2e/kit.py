@@ -48,14 +48,17 @@ def until(condition: Any, what: str, within_s: float = 60.0) -> Any:
 class Lab:
     """A simulated vCenter in a process of its own."""
 
-    def __init__(self, directory: Path, name: str = "lab", *, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, name: str = "lab", *, options: Sequence[str] = (), inside: Sequence[str] = ()
+    ) -> None:
+        """Args: inside: enters where it runs, if that is not here."""
         directory.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.directory = directory
         (directory / "password").write_text(PASSWORD)
         with (directory / "vcenter.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sendense_lab.main", "vcenter", f"--state={directory}",
+                [*inside, sys.executable, "-m", "sendense_lab.main", "vcenter", f"--state={directory}",
                  f"--username={USER}", f"--password-file={directory / 'password'}", *options],
                 stdout=subprocess.PIPE, stderr=log, bufsize=0,
             )  # fmt: skip
@@ -109,6 +112,8 @@ class World:
     directory: Path
     environment: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
+    """Enters where `sendense up` runs, if that is not here."""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     up: subprocess.Popen[bytes] | None = None
     pids: dict[str, int] = field(default_factory=dict)
@@ -137,7 +142,7 @@ class World:
     def start(self) -> None:
         """`sendense up`, ready."""
         self.up = subprocess.Popen(
-            [sys.executable, "-m", "sendense_cli.main", "up", "--json", *self.options],
+            [*self.inside, sys.executable, "-m", "sendense_cli.main", "up", "--json", *self.options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,  # so that `select` sees all that there is
@@ -261,10 +266,14 @@ class World:
 
 @contextlib.contextmanager
 def world(
-    directory: Path, *, options: tuple[str, ...] = (), environment: dict[str, str] | None = None
+    directory: Path,
+    *,
+    options: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+    inside: tuple[str, ...] = (),
 ) -> Iterator[World]:
     """A running installation."""
-    made = World(directory, environment or {}, options)
+    made = World(directory, environment or {}, options, inside)
     try:
         made.start()
         yield made

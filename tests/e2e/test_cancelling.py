@@ -27,6 +27,7 @@ def machine(shared_lab: Lab) -> str:
     return name
 
 
+@pytest.mark.timeout(600)
 def test_cancelling_at_any_moment_leaves_nothing(shared_world: World, shared_lab: Lab, machine: str) -> None:
     began = time.monotonic()
     whole = shared_world.back_up(machine, "--mode", "full")

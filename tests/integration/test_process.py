@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import cast
 
 import pytest
 
+from sendense.common.v1.reason_pb2 import Reason
 from sendense_common import process
+from sendense_common.errors import SendenseError
 
 pytestmark = pytest.mark.integration
 
@@ -58,3 +61,27 @@ async def test_clean_up_in_a_cancelled_task_kills_what_does_not_listen() -> None
     task.cancel()
     await asyncio.wait({task})
     assert child.returncode == -9
+
+
+class _HangsInTheKernel:
+    """What no test can make: a process that SIGKILL does not end, as its disk does not answer."""
+
+    pid, returncode = 4711, None
+
+    async def wait(self) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+async def test_a_process_that_even_a_kill_does_not_end_is_told_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "KILLED_WITHIN_S", 0.05)
+    stuck = cast(asyncio.subprocess.Process, _HangsInTheKernel())
+    with pytest.raises(SendenseError, match="process 4711 has not ended") as caught:
+        await asyncio.wait_for(process.stop(stuck, grace_s=0.0), 30)
+    assert caught.value.reason == Reason.REASON_DEADLINE_EXCEEDED

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.integration.lab.kit import PASSWORD, USERNAME
+from tests.integration.vsphere.kit import again
 from tests.model.guest import Change
 from tests.model.machine import Outcome, Trouble
 
@@ -103,7 +104,9 @@ class Stage:
             LabClient.start(self._directory / "lab", options=[f"--scenario={scenario}"])
         )
         target = VcenterTarget("lab", self.lab.host, self.lab.port, ca_pem=self.lab.ca_file.read_text())
-        self.session = await self._stack.enter_async_context(open_session(target, USERNAME, PASSWORD))
+        self.session = await self._stack.enter_async_context(
+            open_session(target, USERNAME, PASSWORD, again=again)
+        )
         self.repository = await open_repository("default", self._directory / "repository")
 
     @property
@@ -301,6 +304,7 @@ class EngineRounds:
                     snapshot_time_us=1,
                     layers=layers,
                     parents=parents,
+                    newest_us=0,
                 )
             )
         finally:

@@ -49,6 +49,8 @@ class Outcome:
     """In words; empty when it did not fail."""
     modes: dict[int, str]
     """By device key: how the disks were copied."""
+    snapshot_replaced: bool = False
+    """Whether the point is of a second snapshot, made after what the guest did meanwhile."""
 
 
 class Rounds(Protocol):
@@ -91,8 +93,13 @@ CHANGES = st.builds(
 )
 
 
-def state_machine(rounds: Rounds, said: Callable[[str], None]) -> type[RuleBasedStateMachine]:
-    """The rules, on these rounds. Args: said: takes a line about each backup."""
+def state_machine(
+    rounds: Rounds, said: Callable[[str], None], failed: Callable[[Exception], None]
+) -> type[RuleBasedStateMachine]:
+    """The rules, on these rounds.
+
+    Args: said: takes a line about each backup. failed: takes what went wrong, before it is played again.
+    """
     troubles = st.builds(Trouble, st.sampled_from(rounds.troubles), st.integers(0, 7))
     meanwhile = st.lists(CHANGES.filter(lambda each: each.kind != "trim"), max_size=2).map(tuple)
     # Beside whatever else happens: hypothesis leaves out some rules in each life, and backups should stay.
@@ -195,6 +202,13 @@ def state_machine(rounds: Rounds, said: Callable[[str], None]) -> type[RuleBased
                     self._back_up(Order())
 
         def _back_up(self, order: Order) -> None:
+            try:
+                self._backed_up(order)
+            except Exception as error:
+                failed(error)
+                raise
+
+        def _backed_up(self, order: Order) -> None:
             frozen = self.guest.frozen()
 
             def happens() -> None:
@@ -208,6 +222,8 @@ def state_machine(rounds: Rounds, said: Callable[[str], None]) -> type[RuleBased
             if outcome.point is None:
                 assert order.trouble.name in rounds.may_fail, words
                 return
+            if outcome.snapshot_replaced:
+                frozen = self.guest.frozen()
             assert rounds.restores(outcome.point, frozen) == [], words
             if order.full:
                 assert set(outcome.modes.values()) == {"full"}, words

@@ -29,12 +29,16 @@ _LIVES_AT_ONCE = 20
 
 
 def play(rounds: Rounds, *, seed: int, steps: int, said: Callable[[str], None], lives: int) -> None:
-    """Plays `lives` VMs with `steps` steps each; the same seed plays the same."""
+    """Plays `lives` VMs with `steps` steps each; the same seed plays the same.
+
+    Raises: what went wrong first. A failure is played again, and would be called flaky where time matters.
+    """
+    failures: list[Exception] = []
     forced: Any = hypothesis_core
     before, forced.global_force_seed = forced.global_force_seed, seed
     try:
         run_state_machine_as_test(
-            state_machine(rounds, said),
+            state_machine(rounds, said, failures.append),
             settings=hypothesis.settings(
                 max_examples=lives,
                 stateful_step_count=steps,
@@ -45,6 +49,8 @@ def play(rounds: Rounds, *, seed: int, steps: int, said: Callable[[str], None], 
                 print_blob=False,
             ),
         )
+    except hypothesis.errors.Flaky as flaky:
+        raise (failures[0] if failures else flaky) from flaky
     finally:
         forced.global_force_seed = before
 

@@ -121,7 +121,8 @@ class SystemRounds:
         failure = f"{job.failure.reason} {job.failure.message}" if job.failure.reason else ""
         modes = {disk.key: disk.mode for disk in job.disks}
         if job.state == job_pb2.JOB_STATE_SUCCEEDED:
-            return Outcome(job.point_id, "", modes)
+            replaced = any(each.code == "snapshot_replaced" for each in job.warnings)
+            return Outcome(job.point_id, "", modes, replaced)
         return Outcome(None, failure or job_pb2.JobState.Name(job.state), modes)
 
     def _cancel_after_s(self, trouble: Trouble) -> float | None:

@@ -109,10 +109,11 @@ def differences(expected: dict[str, Any], job: dict[str, Any]) -> list[str]:
 
 
 async def _add_vcenter(hub: Any, credentials: Any, name: str, lab: LabClient) -> None:
-    secret = credentials_pb.Secret(username=_USER, password=_PASSWORD)
+    where = credentials_pb.Endpoint(host=lab.host, port=lab.port, ca_pem=lab.ca_file.read_text())
+    secret = credentials_pb.Secret(username=_USER, password=_PASSWORD, endpoint=where)
     stored = await CredentialServiceStub(credentials).StoreCredential(
         credentials_pb.StoreCredentialRequest(
-            request_id=str(uuid.uuid4()), name=f"vcenter/{name}", secret=secret
+            request_id=str(uuid.uuid4()), name=f"vcenter/{name}", secret=secret, agent_ids=["local"]
         )
     )
     vcenter = vcenter_service_pb2.Vcenter(

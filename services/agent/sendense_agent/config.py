@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.datapath.sources import DEFAULT_TRANSPORTS
+from sendense_agent.domain.checkpoints import Checkpoints
 from sendense_agent.domain.limits import Limits
 from sendense_common.errors import SendenseError
 from sendense_common.paths import AgentPaths
@@ -35,6 +36,8 @@ class AgentConfig:
     """Where VMware's library was unpacked; empty: disks are read by HTTPS."""
     vddk_transports: str = DEFAULT_TRANSPORTS
     """How it reaches the disks, in order of preference, as "san:nbdssl"."""
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    """How much work of each disk an interruption may cost."""
 
     def tunnel(self, paths: AgentPaths) -> TunnelConfig:
         """How to dial."""
@@ -59,6 +62,14 @@ def ssh_key_file(paths: AgentPaths) -> Path:
     return paths.state / _SSH_KEY
 
 
+def config_before(paths: AgentPaths) -> AgentConfig:
+    """The configuration that there is, or what comes before one."""
+    try:
+        return load_config(paths)
+    except SendenseError:
+        return AgentConfig("", "", 0, "")
+
+
 def load_config(paths: AgentPaths) -> AgentConfig:
     """Reads the file.
 
@@ -68,12 +79,14 @@ def load_config(paths: AgentPaths) -> AgentConfig:
     file = paths.state / _FILE
     try:
         facts = json.loads(file.read_text())
-        return AgentConfig(**{**facts, "limits": Limits(**facts.get("limits", {}))})
+        limits = Limits(**facts.get("limits", {}))
+        checkpoints = Checkpoints(**facts.get("checkpoints", {}))
+        return AgentConfig(**{**facts, "limits": limits, "checkpoints": checkpoints})
     except FileNotFoundError as error:
         raise SendenseError(
             Reason.REASON_INVALID_REQUEST,
             f"{file} is missing: this agent does not know its hub",
-            remedy="Run `sendense-agent configure` first.",
+            remedy="Run the line that `sendense agent invite` prints at the centre.",
         ) from error
     except (ValueError, TypeError) as error:
         raise SendenseError(

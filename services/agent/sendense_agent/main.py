@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sendense_agent.config import AgentConfig, load_config, ssh_key_file
+from sendense_agent import enrol_command
+from sendense_agent.config import AgentConfig, config_before, ssh_key_file
 from sendense_agent.control.serve import serve
 from sendense_agent.datapath.sources import DEFAULT_TRANSPORTS
+from sendense_agent.domain.checkpoints import MIB, Checkpoints
 from sendense_agent.domain.limits import GIB, Limits
 from sendense_common.errors import SendenseError
 from sendense_common.keys import ensure_agent_keys
@@ -25,7 +27,9 @@ _EPILOG = """\
 Every option can be given as an environment variable instead: SENDENSE_STATE, SENDENSE_RUN,
 SENDENSE_VDDK_LIBDIR. SENDENSE_LOG sets the log level.
 
-example:
+examples:
+  sendense-agent enroll --state /var/lib/sendense/agent --hub backup.example.net:8022 \\
+      --hub-fingerprint SHA256:... --site paris --code XXXX-XXXX-XXXX
   sendense-agent configure --state /var/lib/sendense --site paris --hub backup.example.net:8022 \\
       --hub-key "ssh-ed25519 AAAA..."
   sendense-agent run --state /var/lib/sendense
@@ -45,7 +49,11 @@ def parser() -> argparse.ArgumentParser:
     configure = commands.add_parser(
         "configure", help="say who it is and where its hub is; prints its public keys"
     )
-    for each in (run, configure):
+    enroll = commands.add_parser(
+        "enroll", help="make keys and have the hub let this agent in: the line of an invitation"
+    )
+    enrol_command.add_options(enroll)
+    for each in (run, configure, enroll):
         state, sockets = os.environ.get("SENDENSE_STATE"), os.environ.get("SENDENSE_RUN")
         each.add_argument(
             "--state",
@@ -68,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
         "--hub-key", required=True, metavar="LINE", help="the hub's public host key, one OpenSSH line"
     )
     _add_limits(configure)
+    _add_checkpoints(configure)
     _add_vddk(configure)
     return made
 
@@ -111,6 +120,25 @@ def _add_limits(configure: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_checkpoints(configure: argparse.ArgumentParser) -> None:
+    usual = Checkpoints()
+    group = configure.add_argument_group(
+        "checkpoints", "What a disk's copy loses at the most when it is interrupted; whichever comes first."
+    )
+    group.add_argument(
+        "--checkpoint-mib",
+        type=int,
+        metavar="MIB",
+        help=f"data since the last one (first: {usual.bytes // MIB})",
+    )
+    group.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        metavar="S",
+        help=f"time since the last one (first: {usual.seconds:g})",
+    )
+
+
 def _add_vddk(configure: argparse.ArgumentParser) -> None:
     group = configure.add_argument_group(
         "VMware's library (VDDK)", "What is not given stays as it was; without it, disks are read by HTTPS."
@@ -144,14 +172,6 @@ def _vddk(options: argparse.Namespace, before: AgentConfig) -> AgentConfig:
     return before
 
 
-def _before(paths: AgentPaths) -> AgentConfig:
-    """The configuration that there is, or what comes before one."""
-    try:
-        return load_config(paths)
-    except SendenseError:
-        return AgentConfig("", "", 0, "")
-
-
 def _limits(options: argparse.Namespace, before: Limits) -> Limits:
     """Changed as was asked for; ValueError."""
     asked = {
@@ -164,25 +184,31 @@ def _limits(options: argparse.Namespace, before: Limits) -> Limits:
     return replace(before, **{name: value for name, value in asked.items() if value is not None})
 
 
+def _checkpoints(options: argparse.Namespace, before: Checkpoints) -> Checkpoints:
+    """Changed as was asked for; ValueError."""
+    if options.checkpoint_mib is not None:
+        before = replace(before, bytes=options.checkpoint_mib * MIB)
+    if options.checkpoint_seconds is not None:
+        before = replace(before, seconds=options.checkpoint_seconds)
+    return before
+
+
 def configure(options: argparse.Namespace, paths: AgentPaths) -> int:
     """Writes the configuration, makes the keys, prints their public halves."""
-    host, separator, port = options.hub.rpartition(":")
-    host = host.strip("[]")
-    if not separator or not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        print(f"sendense-agent: {options.hub!r} is not HOST:PORT", file=sys.stderr)  # noqa: T201
-        return 2
     try:
+        host, port = enrol_command.host_and_port(options.hub)
         fingerprint(options.hub_key)  # a line that was cut is better found now
         private_dir(paths.state)
-        before = _before(paths)
+        before = config_before(paths)
         made = AgentConfig(
             options.site,
             host,
-            int(port),
+            port,
             options.hub_key,
             _limits(options, before.limits),
             before.vddk_libdir,
             before.vddk_transports,
+            _checkpoints(options, before.checkpoints),
         )
         _vddk(options, made).save(paths)
         print(ensure_key(ssh_key_file(paths), options.site))  # noqa: T201
@@ -199,9 +225,12 @@ def configure(options: argparse.Namespace, paths: AgentPaths) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Configures or runs an agent; returns the exit code."""
     options = parser().parse_args(arguments)
+    os.umask(0o077)  # keys and what goes with them are nobody else's
     paths = AgentPaths(options.state, options.run or runtime_dir(options.state))
     if options.command == "configure":
         return configure(options, paths)
+    if options.command == "enroll":
+        return enrol_command.run(options, paths)
     return run_service(
         "sendense-agent", lambda stopping: serve(paths, stopping), spans_socket=paths.telemetry_socket
     )

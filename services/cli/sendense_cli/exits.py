@@ -38,6 +38,7 @@ _BY_CODE = {
     grpc.StatusCode.ALREADY_EXISTS: Exit.REFUSED,
     grpc.StatusCode.FAILED_PRECONDITION: Exit.REFUSED,
     grpc.StatusCode.PERMISSION_DENIED: Exit.REFUSED,
+    grpc.StatusCode.UNAUTHENTICATED: Exit.REFUSED,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Exit.REFUSED,
     grpc.StatusCode.UNAVAILABLE: Exit.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: Exit.UNAVAILABLE,

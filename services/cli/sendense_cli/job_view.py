@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -36,8 +37,18 @@ _COLOURS = {
     pb.JOB_STATE_CANCELLED: "yellow",
     pb.JOB_STATE_CANCELLING: "yellow",
     pb.JOB_STATE_RUNNING: "cyan",
+    pb.JOB_STATE_WAITING: "yellow",
+}
+# How long a hub may take to start again.
+_HUB_AWAY_S = 60.0
+_AGAIN_AFTER_S = 0.5
+_WENT_ON = {
+    "same_snapshot": "went on with the same snapshot",
+    "new_snapshot": "went on with a new snapshot",
+    "from_the_start": "copied from the start",
 }
 _SHORT_MODES = {"incremental": "incr"}
+_BEFORE_IT_RUNS = {pb.JOB_PHASE_UNSPECIFIED, pb.JOB_PHASE_QUEUED}
 _ENDED = {pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED}
 
 
@@ -49,19 +60,34 @@ def exit_for(job: pb.Job) -> Exit:
 def state_text(job: pb.Job) -> Text:
     """The state in its colour, with the phase where it is not over, or ended too soon."""
     state = words.state(job)
-    if job.state not in {pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_QUEUED}:
-        state += f" ({words.phase(job.ended_in_phase if job.state in _ENDED else job.phase)})"
+    phase = job.ended_in_phase if job.state in _ENDED else job.phase
+    if job.state not in {pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_QUEUED} and phase not in _BEFORE_IT_RUNS:
+        state += f" ({words.phase(phase)})"
     return Text(state, style=_COLOURS.get(job.state, ""))
 
 
 async def follow(session: Session, channel: grpc.aio.Channel, job_id: str) -> pb.Job:
-    """Shows a job until it has ended; bars on a terminal, a line per phase elsewhere, nothing for --json."""
-    job = pb.Job()
+    """Shows a job until it has ended; bars on a terminal, a line per phase elsewhere, nothing for --json.
+
+    A job goes on when the hub was restarted, and so does this.
+
+    Raises:
+        grpc.aio.AioRpcError: the hub does not answer for a minute.
+    """
+    loop = asyncio.get_running_loop()
+    job, heard_at = pb.Job(), loop.time()
+    request = job_service_pb2.WatchJobRequest(job_id=job_id)
     with _display(session) as display:
-        request = job_service_pb2.WatchJobRequest(job_id=job_id)
-        async for update in JobServiceStub(channel).WatchJob(request):
-            job = update.job
-            display.show(job)
+        while job.state not in _ENDED:
+            try:
+                async for update in JobServiceStub(channel).WatchJob(request):
+                    job, heard_at = update.job, loop.time()
+                    display.show(job)
+            except grpc.aio.AioRpcError as error:
+                # Not CANCELLED: that may be our own end, by Ctrl-C.
+                if error.code() != grpc.StatusCode.UNAVAILABLE or loop.time() - heard_at > _HUB_AWAY_S:
+                    raise
+            await asyncio.sleep(_AGAIN_AFTER_S)
     return job
 
 
@@ -79,6 +105,8 @@ class _Lines:
     def show(self, job: pb.Job) -> None:
         """One line, if there is news."""
         now = words.state(job) if job.state in _ENDED else words.phase(job.phase)
+        if job.state == pb.JOB_STATE_WAITING:
+            now = _waiting(job)
         if now != self._last:
             self._last = now
             console.print(f"{words.short(job.job_id)} {job.vm_name}: {now}", highlight=False)
@@ -118,7 +146,8 @@ class _Bars:
                 self._tasks[disk.key] = self._progress.add_task(f"{disk.label} ({disk.mode})", total=total)
             done = disk.state == pb.DISK_STATE_COPIED
             self._progress.update(self._tasks[disk.key], completed=total if done else disk.read_bytes)
-        head = Text.assemble((job.vm_name, "bold"), f"  {words.phase(job.phase)}")
+        now = _waiting(job) if job.state == pb.JOB_STATE_WAITING else words.phase(job.phase)
+        head = Text.assemble((job.vm_name, "bold"), f"  {now}")
         head.append(f"  {words.duration(words.elapsed_s(job))}", style="dim")
         self._live.update(Group(head, self._progress) if self._tasks else head, refresh=True)
 
@@ -147,8 +176,9 @@ def summary(job: pb.Job) -> Group:
     ]
     facts += [
         ("Started", words.moment(job.start_time)),
-        ("Took", words.duration(words.elapsed_s(job))),
+        ("Took", words.took(job)),
     ]
+    facts += [("Interrupted", interrupted(job, each)) for each in job.interruptions]
     if job.quiesce_result:
         facts.append(("Snapshot", job.quiesce_result.replace("_", " ")))
     if job.point_id:
@@ -157,12 +187,16 @@ def summary(job: pb.Job) -> Group:
         facts.append(("Cause", Text(job.failure.message, style="red")))
         if job.failure.remedy:
             facts.append(("What to do", job.failure.remedy))
-    for why, labels in _full_because(job).items():
-        facts.append(("Full copy", f"{', '.join(labels)}: {why.replace('_', ' ')}"))
+    for (mode, why), labels in _more_because(job).items():
+        facts.append((f"{mode.capitalize()} copy", f"{', '.join(labels)}: {why.replace('_', ' ')}"))
     for disk in job.disks:
         if disk.state == pb.DISK_STATE_SKIPPED:
             why = disk.mode_reason.replace("_", " ")
             facts.append(("Not protected", Text(f"{disk.label}: {why}", style="yellow")))
+    if audited_bytes := sum(disk.audited_bytes for disk in job.disks):
+        differed = sum(disk.audit_mismatches for disk in job.disks)
+        what = f"{words.size(audited_bytes)} of what did not change, {differed or 'nothing'} differed"
+        facts.append(("Audited", Text(what, style="red" if differed else "")))
     for warning in job.warnings:
         facts.append(("Warning", Text(warning.message, style="yellow")))
     for name, value in facts:
@@ -170,12 +204,29 @@ def summary(job: pb.Job) -> Group:
     return Group(head, Text(""), disks(job)) if job.disks else Group(head)
 
 
-def _full_because(job: pb.Job) -> dict[str, list[str]]:
-    """Labels of the disks that were copied in full, by the reason why."""
-    found: dict[str, list[str]] = {}
+def interrupted(job: pb.Job, interruption: pb.JobInterruption) -> Text:
+    """What happened to one attempt, and what became of it."""
+    text = Text(f"attempt {interruption.attempt} in phase {words.phase(interruption.phase)}: ")
+    text.append(interruption.failure.message, style="yellow")
+    if interruption.went_on:
+        text.append(f"; {_WENT_ON.get(interruption.went_on, interruption.went_on)}")
+        if interruption.recopied_bytes:
+            text.append(f", {words.size(interruption.recopied_bytes)} were copied again")
+    elif job.state == pb.JOB_STATE_WAITING and interruption == job.interruptions[-1]:
+        text.append(f"; the next try is at {words.clock(interruption.next_try_time)}, or when it can be")
+    return text
+
+
+def _waiting(job: pb.Job) -> str:
+    return f"waiting: {job.interruptions[-1].failure.message}" if job.interruptions else "waiting"
+
+
+def _more_because(job: pb.Job) -> dict[tuple[str, str], list[str]]:
+    """Labels of the disks of which more was read than what changed, by mode and reason."""
+    found: dict[tuple[str, str], list[str]] = {}
     for disk in job.disks:
         if disk.state != pb.DISK_STATE_SKIPPED and disk.mode_reason:
-            found.setdefault(disk.mode_reason, []).append(disk.label)
+            found.setdefault((disk.mode, disk.mode_reason), []).append(disk.label)
     return found
 
 

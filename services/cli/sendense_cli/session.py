@@ -21,8 +21,9 @@ from rich.table import Table
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_cli.exits import Exit, exit_code, show_error
+from sendense_cli.remote import Hub
 from sendense_common import rpc, telemetry
-from sendense_common.errors import SendenseError
+from sendense_common.errors import SendenseError, invalid
 from sendense_common.paths import Installation
 
 _DEFAULT_STATE = "~/.local/state/sendense"
@@ -47,25 +48,50 @@ console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ e
 _REMEDY = "Is it running? Start it with `sendense up`, and name its directory with --state or SENDENSE_STATE."
 
 
+NEEDS_CREDENTIALS = "it needs the credentials service, which has no port"
+_elsewhere: list[Hub] = []
+
+
+def ask_hub_elsewhere(hub: Hub) -> None:
+    """All commands of this process ask this hub, and not the one of an installation here."""
+    _elsewhere[:] = [hub]
+
+
 class Session:
     """One command's."""
 
     def __init__(self, state: Path, *, as_json: bool) -> None:
         self.installation = Installation(state)
         self.as_json = as_json
+        self.elsewhere = _elsewhere[0] if _elsewhere else None
+        """The hub that --hub names."""
 
     @contextlib.asynccontextmanager
     async def hub(self) -> AsyncIterator[grpc.aio.Channel]:
         """The hub's operator services; errors of calls become SendenseErrors."""
+        if self.elsewhere:
+            async with self.elsewhere.channel() as channel:
+                yield channel
+            return
         async with self._channel(self.installation.hub.api_socket, "the hub") as channel:
             yield channel
 
     @contextlib.asynccontextmanager
     async def credentials(self) -> AsyncIterator[grpc.aio.Channel]:
         """The credentials service's operator socket."""
+        self.only_at_the_centre(NEEDS_CREDENTIALS)
         socket = self.installation.credentials.operator_socket
         async with self._channel(socket, "the credentials service") as channel:
             yield channel
+
+    def only_at_the_centre(self, why: str) -> None:
+        """Raises INVALID_REQUEST when --hub names a hub elsewhere."""
+        if self.elsewhere:
+            raise invalid(
+                "--hub",
+                f"this command runs at the centre: {why}",
+                remedy="Run it on the hub's host, as the services' user, without --hub and SENDENSE_HUB.",
+            )
 
     @contextlib.asynccontextmanager
     async def _channel(self, socket: Path, what: str) -> AsyncIterator[grpc.aio.Channel]:
@@ -96,7 +122,7 @@ class Session:
             work: gives an exit code; None is success.
             name: of the span around it, for commands that are worth one.
         """
-        if name:
+        if name and not self.elsewhere:
             telemetry.configure("sendense-cli", spans_socket=self.installation.hub.telemetry_socket)
         try:
             code = asyncio.run(_spanned(work, name)) or Exit.OK
@@ -124,8 +150,8 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
-    """A plain table; columns in `right` are numbers."""
-    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    """A plain table; columns in `right` are numbers. Without any name, it has no line of names."""
+    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, show_header=any(columns))
     for column in columns:
         number = column in right
         made.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from sendense.credentials.v1 import credential_service_pb2
 from sendense.credentials.v1.credential_service_pb2_grpc import CredentialServiceStub
 from sendense.hub.v1 import site_service_pb2
 from sendense.hub.v1.site_service_pb2_grpc import SiteServiceStub
+from sendense_cli import descendants
+from sendense_cli.service_log import ServiceLog
 from sendense_common import process, rpc
 from sendense_common.errors import SendenseError
 from sendense_common.keys import AgentPublicKeys
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 LOCAL_SITE = "local"
 _READY_WITHIN_S = 40.0
+_LOOK_EVERY_S = 0.1
+_ASK_WITHIN_S = 1.0
+_FINISH_GRACE_S = 5.0
 _STOP_GRACE_S = {"agent": 130.0, "hub": 60.0, "credentials": 10.0}
 
 Say = Callable[[str], None]
@@ -43,13 +48,39 @@ class StackOptions:
     """Where agents dial the hub."""
     repositories: Sequence[str] = ()
     """NAME=PATH; none: `default` in the state directory."""
+    hub_options: Sequence[str] = ()
+    """More of `sendense-hub`'s own."""
 
 
 class Stack:
     """Running services."""
 
-    def __init__(self, children: dict[str, asyncio.subprocess.Process]) -> None:
-        self._children = children
+    def __init__(self) -> None:
+        self._children: dict[str, asyncio.subprocess.Process] = {}
+        self._logs: dict[str, ServiceLog] = {}
+
+    def add(self, name: str, child: asyncio.subprocess.Process, said: ServiceLog) -> None:
+        """One more, which `said` has the words of."""
+        self._children[name], self._logs[name] = child, said
+
+    async def until(self, ready: Callable[[], Coroutine[object, object, bool]], name: str, what: str) -> None:
+        """Returns when `ready` says so.
+
+        Raises:
+            SendenseError: the service `name` ended, said why it cannot do `what`, or took too long.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _READY_WITHIN_S
+        while not await ready():
+            hopeless = self._logs[name].reason_to_stop()
+            if hopeless or self._children[name].returncode is not None or loop.time() > deadline:
+                trouble = hopeless or self._logs[name].trouble()
+                raise SendenseError(
+                    Reason.REASON_SERVICE_UNAVAILABLE,
+                    f"{name} did not {what}" + (f": {trouble}" if trouble else ""),
+                    remedy=f"Its log is {self._logs[name].file}.",
+                )
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def wait_any_ended(self) -> str:
         """The name of the first service that ends by itself."""
@@ -76,27 +107,40 @@ async def running(installation: Installation, options: StackOptions, say: Say) -
     """
     private_dir(installation.state)
     private_dir(installation.logs)
-    children: dict[str, asyncio.subprocess.Process] = {}
-    with only_one(installation.state / "up.lock", "`sendense up`"):
-        async with contextlib.AsyncExitStack() as stack:
+    services = Stack()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(only_one(installation.state / "up.lock", "`sendense up`"))
+        stack.callback(_remove_empty, installation.run)
+        await stack.enter_async_context(descendants.none_left())
 
-            async def start(name: str, module: str, *arguments: str) -> None:
-                say(f"starting {name}")
-                children[name] = await stack.enter_async_context(
-                    _child(name, [sys.executable, "-m", module, *arguments], installation.logs)
-                )
+        async def start(name: str, module: str, *arguments: str) -> None:
+            say(f"starting {name}")
+            said = ServiceLog.from_now_on(installation.logs / f"{name}.log")
+            command = [sys.executable, "-m", module, *arguments]
+            services.add(name, await stack.enter_async_context(_child(name, command, said.file)), said)
 
-            await _start_credentials(installation, start)
-            await _ready(installation.credentials.operator_socket, "credentials", children, installation)
-            await _start_hub(installation, options, start)
-            await _ready(installation.hub.api_socket, "hub", children, installation)
-            await _until(
-                installation.hub.endpoint_file.exists, "hub", "opens its listener", children, installation
-            )
-            await _start_agent(installation, start)
-            await _agent_connected(installation, children)
-            yield Stack(children)
+        await _start_credentials(installation, start)
+        await services.until(_healthy(installation.credentials.operator_socket), "credentials", "start")
+        await _start_hub(installation, options, start)
+        await services.until(_healthy(installation.hub.api_socket), "hub", "start")
+        await services.until(_exists(installation.hub.endpoint_file), "hub", "open its listener")
+        await _start_agent(installation, start)
+        await services.until(_agent_connected(installation), "agent", "connect to the hub")
+        reaping = asyncio.create_task(descendants.reap_orphans(set(services.pids().values())))
+        try:
+            yield services
+        finally:
+            reaping.cancel()
             say("stopping")
+
+
+def _remove_empty(directory: Path) -> None:
+    """What there is for sockets, if there are none any more."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 async def _start_credentials(installation: Installation, start: Callable[..., object]) -> None:
@@ -123,6 +167,7 @@ async def _start_hub(installation: Installation, options: StackOptions, start: C
         f"--listen={options.listen}",
         f"--credentials-run={installation.credentials.run}",
         *(f"--repository={each}" for each in options.repositories),
+        *options.hub_options,
     )
 
 
@@ -165,30 +210,40 @@ async def _start_agent(installation: Installation, start: Callable[..., object])
     await start("agent", "sendense_agent.main", "run", *where)  # type: ignore[misc]
 
 
-async def _agent_connected(
-    installation: Installation, children: dict[str, asyncio.subprocess.Process]
-) -> None:
-    connected = False
-
-    async def look() -> None:
-        nonlocal connected
-        async with rpc.connect(installation.hub.api_socket) as channel:
-            answer = await SiteServiceStub(channel).ListSites(site_service_pb2.ListSitesRequest(), timeout=5)
-            connected = any(site.connected for site in answer.sites if site.name == LOCAL_SITE)
-
-    deadline = asyncio.get_running_loop().time() + _READY_WITHIN_S
-    while not connected:
-        if children["agent"].returncode is not None or asyncio.get_running_loop().time() > deadline:
-            raise _did_not("agent", "connect to the hub", installation)
+def _agent_connected(installation: Installation) -> Callable[[], Coroutine[object, object, bool]]:
+    async def look() -> bool:
         with contextlib.suppress(grpc.aio.AioRpcError):
-            await look()
-        if not connected:
-            await asyncio.sleep(0.1)
+            async with rpc.connect(installation.hub.api_socket) as channel:
+                request = site_service_pb2.ListSitesRequest()
+                answer = await SiteServiceStub(channel).ListSites(request, timeout=5)
+                return any(site.connected for site in answer.sites if site.name == LOCAL_SITE)
+        return False
+
+    return look
+
+
+def _healthy(socket: Path) -> Callable[[], Coroutine[object, object, bool]]:
+    async def look() -> bool:
+        with contextlib.suppress(SendenseError):
+            await rpc.wait_healthy(socket, timeout_s=_ASK_WITHIN_S, what="")
+            return True
+        return False
+
+    return look
+
+
+def _exists(file: Path) -> Callable[[], Coroutine[object, object, bool]]:
+    async def look() -> bool:
+        return file.exists()
+
+    return look
 
 
 @contextlib.asynccontextmanager
-async def _child(name: str, command: Sequence[str], logs: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    with (logs / f"{name}.log").open("ab") as log_file:
+async def _child(
+    name: str, command: Sequence[str], log_path: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    with log_path.open("ab") as log_file:
         child = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -211,52 +266,13 @@ async def _finished(command: Sequence[str]) -> bytes:
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C goes to us alone
     )
-    output, errors = await child.communicate()
+    try:
+        output, errors = await child.communicate()
+    finally:
+        await process.stop(child, grace_s=_FINISH_GRACE_S)
     if child.returncode:
         raise SendenseError(Reason.REASON_INTERNAL, errors.decode(errors="replace").strip())
     return output
-
-
-async def _ready(
-    socket: Path, name: str, children: dict[str, asyncio.subprocess.Process], installation: Installation
-) -> None:
-    healthy = asyncio.create_task(rpc.wait_healthy(socket, timeout_s=_READY_WITHIN_S, what=name))
-    ended = asyncio.create_task(children[name].wait())
-    try:
-        await asyncio.wait({healthy, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not healthy.done() or healthy.exception() is not None:
-            raise _did_not(name, "start", installation)
-    finally:
-        for task in (healthy, ended):
-            task.cancel()
-        await asyncio.gather(healthy, ended, return_exceptions=True)
-
-
-async def _until(
-    condition: Callable[[], bool],
-    name: str,
-    what: str,
-    children: dict[str, asyncio.subprocess.Process],
-    installation: Installation,
-) -> None:
-    deadline = asyncio.get_running_loop().time() + _READY_WITHIN_S
-    while not condition():
-        if children[name].returncode is not None or asyncio.get_running_loop().time() > deadline:
-            raise _did_not(name, what, installation)
-        await asyncio.sleep(0.05)
-
-
-def _did_not(name: str, what: str, installation: Installation) -> SendenseError:
-    log_file = installation.logs / f"{name}.log"
-    last = ""
-    with contextlib.suppress(OSError):
-        lines = log_file.read_text(errors="replace").strip().splitlines()
-        last = next((line for line in reversed(lines) if " ERROR " in line), lines[-1] if lines else "")
-    return SendenseError(
-        Reason.REASON_SERVICE_UNAVAILABLE,
-        f"{name} did not {what}" + (f": {last}" if last else ""),
-        remedy=f"Read {log_file}.",
-    )
 
 
 async def until_signal() -> None:

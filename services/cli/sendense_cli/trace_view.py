@@ -12,6 +12,8 @@ from rich.text import Text
 from sendense.hub.v1 import job_service_pb2 as pb
 from sendense_cli import words
 
+PIPE_WIDTH = 120
+"""Columns where nobody says how many there are: a trace is a drawing, not a table that is read by line."""
 _BAR = 20
 # Widths; what is left of the line is the span's.
 _SERVICE, _TOOK, _GAP, _NARROWEST = len("credentials"), len("59m 59s"), 2, 12

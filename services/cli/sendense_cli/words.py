@@ -7,7 +7,7 @@ import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sendense.hub.v1 import job_pb2
+from sendense.hub.v1 import job_pb2, point_service_pb2
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SHORT_ID = 8
@@ -34,6 +34,11 @@ def moment(timestamp: Timestamp) -> str:
     return timestamp.ToDatetime(datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
+def clock(timestamp: Timestamp) -> str:
+    """Local time of day to the second."""
+    return timestamp.ToDatetime(datetime.UTC).astimezone().strftime("%H:%M:%S")
+
+
 def duration(seconds: float) -> str:
     """1h 02m, 3m 05s, 4.2 s, 12 ms."""
     if seconds < 1:
@@ -58,6 +63,19 @@ def state(job: job_pb2.Job) -> str:
 def phase(value: job_pb2.JobPhase.ValueType) -> str:
     """The phase in a word, as "copy"."""
     return job_pb2.JobPhase.Name(value).removeprefix("JOB_PHASE_").lower().replace("_", " ")
+
+
+def health(point: point_service_pb2.RestorePoint) -> str:
+    """When all of its disks were last found right; DAMAGED; "-" when they were never verified."""
+    if any(disk.HasField("damage") for disk in point.disks):
+        return "DAMAGED"
+    times = [disk.verify_time for disk in point.disks]
+    return moment(min(times, key=lambda time: time.ToNanoseconds())) if times else "-"
+
+
+def took(job: job_pb2.Job) -> str:
+    """How long it ran, or has run; "-" for one that never did."""
+    return duration(elapsed_s(job)) if job.start_time.seconds else "-"
 
 
 def elapsed_s(job: job_pb2.Job) -> float:

@@ -8,6 +8,7 @@ process finds them by the state directory alone.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -23,8 +24,22 @@ _LONGEST_RUN_DIR_BYTES = 40
 
 
 def private_dir(path: Path) -> Path:
-    """Makes `path` (with parents) as a directory that only this user can enter, and returns it."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Makes `path` (with parents) as a directory that only this user can enter, and returns it.
+
+    Raises:
+        SendenseError: INVALID_REQUEST when it cannot be made, or cannot be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        problem = "" if os.access(path, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise SendenseError(
+            Reason.REASON_INVALID_REQUEST,
+            f"the directory {path} cannot be used: {problem}",
+            remedy="Name a directory that this user can write to.",
+        )
     return path
 
 
@@ -60,6 +75,11 @@ class HubPaths:
     """Gone after a reboot: sockets."""
 
     @property
+    def audit_log_dir(self) -> Path:
+        """Who did what at the hub (`audit_log`)."""
+        return self.state / "audit-log"
+
+    @property
     def api_socket(self) -> Path:
         """For operators."""
         return self.run / "api.sock"
@@ -68,6 +88,11 @@ class HubPaths:
     def authorization_socket(self) -> Path:
         """For gateways."""
         return self.run / "authz.sock"
+
+    @property
+    def enrolment_socket(self) -> Path:
+        """For agents that nobody knows yet; nothing else is served there."""
+        return self.run / "enrol.sock"
 
     @property
     def telemetry_socket(self) -> Path:
@@ -85,9 +110,24 @@ class HubPaths:
         return self.run / "x"
 
     @property
+    def unfinished_exports_dir(self) -> Path:
+        """Links to files that are being written somewhere."""
+        return self.state / "unfinished-exports"
+
+    @property
     def endpoint_file(self) -> Path:
         """`host:port` that agents dial, written when the listener is open."""
         return self.run / "ssh-endpoint"
+
+    @property
+    def api_endpoint_file(self) -> Path:
+        """`host:port` that operators connect to, while the API is served there."""
+        return self.run / "api-endpoint"
+
+    @property
+    def ssh_limits_file(self) -> Path:
+        """One line: how many connections the gateways take from whom."""
+        return self.run / "ssh-limits"
 
     @property
     def host_key_file(self) -> Path:
@@ -108,6 +148,11 @@ class CredentialsPaths:
     def database_file(self) -> Path:
         """SQLite: sealed secrets, agents' public keys, leases."""
         return self.state / "credentials.sqlite"
+
+    @property
+    def audit_log_dir(self) -> Path:
+        """Who did what with credentials (`audit_log`)."""
+        return self.state / "audit-log"
 
     @property
     def key_file(self) -> Path:
@@ -143,6 +188,11 @@ class AgentPaths:
     def lease_keys_file(self) -> Path:
         """Private keys that redeem leases (`sendense_common.keys`)."""
         return self.state / "lease_keys.pem"
+
+    @property
+    def audit_log_dir(self) -> Path:
+        """What the agent did (`audit_log`)."""
+        return self.state / "audit-log"
 
     @property
     def grpc_socket(self) -> Path:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files with private keys: made whole, for this user alone, never overwritten, refused if others may read."""
+"""Files with private keys: made whole, for this user alone, refused if others may read."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ def create_private_file(path: Path, data: bytes) -> bool:
         Whether it was made; False when something is there already, which then stays as it is.
     """
     private_dir(path.parent)
-    hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    hidden = _hidden(path)
     try:
-        with os.fdopen(os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(hidden, data)
         try:
             # Not rename: that would replace what another process made in the meantime.
             path.hardlink_to(hidden)
@@ -33,12 +30,22 @@ def create_private_file(path: Path, data: bytes) -> bool:
             return False
     finally:
         hidden.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    _sync_directory(path.parent)
     return True
+
+
+def replace_private_file(path: Path, data: bytes) -> None:
+    """Puts a file with mode 0600 in the place of the one at `path`; at any moment one of the two is whole.
+
+    The new one is on disk when this returns. Raises OSError, and then the old one is there.
+    """
+    hidden = _hidden(path)
+    try:
+        _write(hidden, data)
+        hidden.replace(path)
+    finally:
+        hidden.unlink(missing_ok=True)
+    _sync_directory(path.parent)
 
 
 def read_private_file(path: Path) -> bytes:
@@ -57,3 +64,22 @@ def read_private_file(path: Path) -> bytes:
                 remedy=f"Find out who could have read it; then: chmod 600 {path}",
             )
         return file.read()
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

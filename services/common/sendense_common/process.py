@@ -15,8 +15,14 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_common.errors import SendenseError
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+
+KILLED_WITHIN_S = 30.0
+"""How long a process that was killed may take to be gone."""
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:
@@ -51,6 +57,10 @@ async def stop(process: asyncio.subprocess.Process, *, grace_s: float) -> int:
     """Ends a child (SIGTERM, `grace_s` seconds, SIGKILL) if it still runs; returns its exit code.
 
     Cancelled in its grace, it kills at once: whoever cancels has no time left.
+
+    Raises:
+        SendenseError: DEADLINE_EXCEEDED when it has not ended long after SIGKILL: it hangs in the kernel, as
+            in a read from a disk that does not answer, and whatever it held it still holds.
     """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
@@ -65,6 +75,15 @@ async def stop(process: asyncio.subprocess.Process, *, grace_s: float) -> int:
             raise
         if not ended:
             _kill(process)
+            ended, _ = await asyncio.wait({ending}, timeout=KILLED_WITHIN_S)
+        if not ended:
+            ending.cancel()
+            raise SendenseError(
+                Reason.REASON_DEADLINE_EXCEEDED,
+                f"process {process.pid} has not ended {KILLED_WITHIN_S:g} s after it was killed",
+                remedy="It waits for a disk or a mount that does not answer: look at that.",
+                pid=process.pid,
+            )
     return await process.wait()
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 from sendense.common.v1.reason_pb2 import Reason
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 PARENT_ENV = "SENDENSE_PARENT_PID"
 """Set by whoever starts one of our services as a child: the child ends with that process."""
 
+_LOOK_AGAIN_S = 0.05
 _FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
 
 
@@ -84,6 +85,26 @@ def only_one(lock_file: Path, what: str) -> Iterator[None]:
                 f"another {what} uses the state directory {lock_file.parent}",
                 remedy="Stop it, or give this one a directory of its own with --state.",
             ) from error
+        yield
+
+
+@contextlib.asynccontextmanager
+async def only_one_after_another(lock_file: Path, what: str, *, within_s: float) -> AsyncIterator[None]:
+    """`only_one` that waits for a while: the process before may not have ended yet.
+
+    Raises:
+        SendenseError: SERVICE_UNAVAILABLE when another process (`what`) still holds it then.
+    """
+    deadline = asyncio.get_running_loop().time() + within_s
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(only_one(lock_file, what))
+                break
+            except SendenseError:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN_S)
         yield
 
 

@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sendense_common.errors import SendenseError
 from sendense_common.paths import CredentialsPaths, private_dir, runtime_dir
-from sendense_common.service import run_service
+from sendense_common.service import configure_logging, run_service
+from sendense_credentials.key_options import KeyOptions, add_arguments, key_options
+from sendense_credentials.restoring import restore
 from sendense_credentials.server import serve
 from sendense_credentials.vault import create_key_file
 
 _EPILOG = """\
 commands:
   serve       run the service (the default)
+  restore     put a backup of the database (--from) in the place of the one that is there
   init-key    make the key that encrypts everything, if there is none; back it up apart from the database
 
 Every option can be given as an environment variable instead: SENDENSE_STATE, SENDENSE_RUN, SENDENSE_KEY_FILE,
-SENDENSE_TELEMETRY_SOCKET. SENDENSE_LOG sets the log level.
+SENDENSE_TELEMETRY_SOCKET, SENDENSE_KEY_PROVIDER, SENDENSE_TRANSIT_ADDRESS, and so on. None is a secret:
+tokens are in files. SENDENSE_LOG sets the log level.
 
 sockets in RUN, each for one audience:
   operator.sock  CredentialService, for the sendense command
@@ -42,7 +48,11 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
-        "command", nargs="?", choices=["serve", "init-key"], default="serve", help="(default: serve)"
+        "command",
+        nargs="?",
+        choices=["serve", "init-key", "restore"],
+        default="serve",
+        help="(default: serve)",
     )
     state = _path_from_environment("SENDENSE_STATE")
     made.add_argument(
@@ -61,13 +71,6 @@ def parser() -> argparse.ArgumentParser:
         help="sockets (default: STATE/run, or a short private directory if that path is too long)",
     )
     made.add_argument(
-        "--key-file",
-        type=Path,
-        metavar="F",
-        default=_path_from_environment("SENDENSE_KEY_FILE"),
-        help="key-encryption keys (default: STATE/kek.json)",
-    )
-    made.add_argument(
         "--telemetry-socket",
         type=Path,
         metavar="F",
@@ -77,8 +80,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--after-loss",
         action="store_true",
-        help="init-key: make a new key although there is a database; what is in it has to be rotated",
+        help="init-key: make a new key although there is a database; what is in it has to be rotated. "
+        "restore: also a backup whose keys are lost",
     )
+    made.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="F",
+        help="restore: what `sendense credentials backup` made",
+    )
+    add_arguments(made)
     return made
 
 
@@ -89,20 +101,29 @@ def _path_from_environment(name: str) -> Path | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what the command line says; returns the exit code."""
-    options = parser().parse_args(arguments)
+    command_line = parser()
+    options = command_line.parse_args(arguments)
     state = private_dir(options.state)
     paths = CredentialsPaths(state, options.run or runtime_dir(state))
-    key_file = options.key_file or paths.key_file
+    keys = key_options(command_line, options, options.key_file or paths.key_file)
     if options.command == "init-key":
-        return _init_key(paths, key_file, after_loss=options.after_loss)
+        return _init_key(paths, keys, after_loss=options.after_loss)
+    if options.command == "restore":
+        if options.source is None:
+            command_line.error("restore: name the backup with --from")
+        return _restore(paths, keys, options.source, after_loss=options.after_loss)
     return run_service(
         "sendense-credentials",
-        lambda stopping: serve(paths, key_file, stopping),
+        lambda stopping: serve(paths, keys, stopping),
         spans_socket=options.telemetry_socket,
     )
 
 
-def _init_key(paths: CredentialsPaths, key_file: Path, *, after_loss: bool) -> int:
+def _init_key(paths: CredentialsPaths, keys: KeyOptions, *, after_loss: bool) -> int:
+    key_file = keys.key_file
+    if keys.provider != "local":
+        sys.stdout.write("no key file is made: the keys are in OpenBao or Vault\n")
+        return 0
     if paths.database_file.exists() and not key_file.exists() and not after_loss:
         sys.stderr.write(
             f"{paths.database_file} was encrypted under a key that is not at {key_file}.\n"
@@ -114,6 +135,17 @@ def _init_key(paths: CredentialsPaths, key_file: Path, *, after_loss: bool) -> i
         sys.stdout.write(f"made {key_file}: back it up, apart from the database\n")
     else:
         sys.stdout.write(f"{key_file} is there already and stays as it is\n")
+    return 0
+
+
+def _restore(paths: CredentialsPaths, keys: KeyOptions, source: Path, *, after_loss: bool) -> int:
+    configure_logging("WARNING")
+    os.umask(0o077)
+    try:
+        sys.stdout.write(asyncio.run(restore(paths, keys, source, after_loss=after_loss)))
+    except SendenseError as error:
+        sys.stderr.write(f"{error}\n{error.remedy}\n")
+        return 1
     return 0
 
 

@@ -1,65 +1,112 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The running service: one key file, one database, a socket for each audience."""
+"""The running service: its keys, one database, a socket for each audience."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from pathlib import Path
+from collections.abc import AsyncIterator, Coroutine
 
 from sendense.credentials.v1.credential_service_pb2_grpc import add_CredentialServiceServicer_to_server
+from sendense.credentials.v1.key_service_pb2_grpc import add_KeyServiceServicer_to_server
 from sendense.credentials.v1.lease_service_pb2_grpc import add_LeaseServiceServicer_to_server
 from sendense.credentials.v1.redemption_service_pb2_grpc import add_RedemptionServiceServicer_to_server
-from sendense_common import rpc
+from sendense_common import audit_log, rpc
 from sendense_common.paths import CredentialsPaths, private_dir
 from sendense_common.process import forbid_core_dumps
+from sendense_common.rpc.audit_log_service import AuditLogServicer, served
 from sendense_common.service import only_one
 from sendense_credentials.catalog import open_catalog
+from sendense_credentials.catalog.audit_heads import AuditHeads
 from sendense_credentials.domain.clock import system_clock
+from sendense_credentials.key_options import KeyOptions
 from sendense_credentials.rpc.credential_service import CredentialServicer
+from sendense_credentials.rpc.key_service import KeyServicer
 from sendense_credentials.rpc.lease_service import LeaseServicer
 from sendense_credentials.rpc.redemption_service import RedemptionServicer
-from sendense_credentials.vault import CredentialVault, LeaseVault, load_key_file
+from sendense_credentials.vault import (
+    CredentialVault,
+    KeyVault,
+    LeaseVault,
+    Rewrapping,
+)
 
 log = logging.getLogger(__name__)
 
 
-async def serve(paths: CredentialsPaths, key_file: Path, stopping: asyncio.Event) -> None:
+async def serve(paths: CredentialsPaths, key_options: KeyOptions, stopping: asyncio.Event) -> None:
     """Serves until `stopping` is set. The operators' socket comes last: when it answers, all do.
 
     Raises:
         SendenseError: there is no key, another process uses the state directory, or the database is unusable.
     """
     forbid_core_dumps()
-    keys = load_key_file(key_file)
     private_dir(paths.run)
     async with contextlib.AsyncExitStack() as held:
+        keys = await held.enter_async_context(key_options.opened(system_clock))
         held.enter_context(only_one(paths.state / "credentials.lock", "credentials service"))
+        written = await held.enter_async_context(audit_log.opened(paths.audit_log_dir, "credentials"))
         catalog = await held.enter_async_context(open_catalog(paths.database_file))
         credentials = CredentialVault(catalog, keys, system_clock)
         leases = LeaseVault(catalog, keys, system_clock)
+        rewrapping = Rewrapping(catalog, keys)
         await credentials.report_unreadable()
-        for path, name, add, servicer in (
+        await held.enter_async_context(_working(rewrapping.run()))
+        witness = audit_log.Witness(written, AuditHeads(catalog))
+        await held.enter_async_context(_working(witness.watch_own()))
+        also = {
+            paths.hub_socket: [served(AuditLogServicer(written, head_only=True))],
+            paths.operator_socket: [served(AuditLogServicer(written, witness))],
+        }
+        for path, services in (
             (
                 paths.agents_socket,
-                "sendense.credentials.v1.RedemptionService",
-                add_RedemptionServiceServicer_to_server,
-                RedemptionServicer(leases),
+                [
+                    rpc.Service(
+                        "sendense.credentials.v1.RedemptionService",
+                        add_RedemptionServiceServicer_to_server,
+                        RedemptionServicer(leases),
+                    )
+                ],
             ),
             (
                 paths.hub_socket,
-                "sendense.credentials.v1.LeaseService",
-                add_LeaseServiceServicer_to_server,
-                LeaseServicer(leases),
+                [
+                    rpc.Service(
+                        "sendense.credentials.v1.LeaseService",
+                        add_LeaseServiceServicer_to_server,
+                        LeaseServicer(leases),
+                    )
+                ],
             ),
             (
                 paths.operator_socket,
-                "sendense.credentials.v1.CredentialService",
-                add_CredentialServiceServicer_to_server,
-                CredentialServicer(credentials, catalog, system_clock),
+                [
+                    rpc.Service(
+                        "sendense.credentials.v1.CredentialService",
+                        add_CredentialServiceServicer_to_server,
+                        CredentialServicer(credentials, catalog, system_clock),
+                    ),
+                    rpc.Service(
+                        "sendense.credentials.v1.KeyService",
+                        add_KeyServiceServicer_to_server,
+                        KeyServicer(KeyVault(catalog, keys, rewrapping), paths.database_file),
+                    ),
+                ],
             ),
         ):
-            await held.enter_async_context(rpc.serve(path, [rpc.Service(name, add, servicer)]))
-        log.info("credentials service is ready in %s; new secrets go under %s", paths.run, keys.active_key_id)
+            await held.enter_async_context(rpc.serve(path, [*services, *also.get(path, [])]))
+        log.info("credentials service is ready in %s; keys are in %s", paths.run, keys.active.place)
         await stopping.wait()
+
+
+@contextlib.asynccontextmanager
+async def _working(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Runs `work` beside the block, and ends it with the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

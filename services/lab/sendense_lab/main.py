@@ -17,7 +17,7 @@ import typer
 from sendense_common.paths import runtime_dir
 from sendense_lab.accept import AcceptError, AcceptOptions, Address, as_table, run_accept
 from sendense_lab.scenarios import Scenario, ScenarioError, find, load, read, shipped
-from sendense_lab.vcenter.certificates import make_certificates
+from sendense_lab.vcenter.certificates import make_certificates, make_kind
 from sendense_lab.vcenter.control import ControlServer
 from sendense_lab.vcenter.web import WebServer
 
@@ -72,6 +72,9 @@ def vcenter(
     _, certificate, key = make_certificates(state, valid_days=-1 if expired else 365, **named)
     simulated, commands = load(_read(scenario) if scenario else None, state / "datastore", username, password)
     web = WebServer(simulated, host, int(port), certificate, key)
+    commands.show_certificate = lambda kind: web.show(
+        *((certificate, key) if kind == "good" else make_kind(state, kind))
+    )
     control = ControlServer(runtime_dir(state) / "control.sock", commands)
     (state / "endpoint").write_text(f"{host}:{web.server_address[1]}\n")
     stopping = threading.Event()

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from sendense.agent.v1 import backup_pb2 as pb
 from sendense.agent.v1.agent_service_pb2_grpc import AgentServiceStub, add_AgentServiceServicer_to_server
 from sendense.agent.v1.vcenter_access_pb2 import VcenterAccess
 from sendense_agent.control.jobs import Jobs
+from sendense_agent.control.reconciliation import Reconciliation
 from sendense_agent.control.worker_process import WorkerCommand
 from sendense_agent.datapath import framing
 from sendense_agent.domain.limits import Limits
 from sendense_agent.rpc.agent_service import AgentService
 from sendense_agent.worker.channel import unpack
-from sendense_common import process, rpc
+from sendense_common import process, protocol, rpc
+from sendense_common.paths import AgentPaths
 
 WITHIN_S = 20.0
 LIMITS = Limits()
@@ -155,6 +157,7 @@ class Agent:
         self.directory = directory
         self.socket = directory / "grpc.sock"
         self.puppets = Puppets(directory)
+        self.paths = AgentPaths(directory, directory)
         self._command = command or self.puppets.command
         self.jobs = Jobs(self._command, limits)
 
@@ -164,7 +167,7 @@ class Agent:
         service = rpc.Service(
             "sendense.agent.v1.AgentService",
             add_AgentServiceServicer_to_server,
-            AgentService("site-a", self._command, self.jobs),
+            AgentService("site-a", self._command, self.jobs, Reconciliation(self.paths)),
         )
         async with rpc.serve(self.socket, [service], stop_grace_s=0.2):
             yield
@@ -202,9 +205,13 @@ def start(job_id: str | None = None, **changes: Any) -> pb.BackupStart:
         "vm_name": "web",
         "quiesce": pb.QUIESCE_MODE_OFF,
         "orphan_timeout": Duration(seconds=600),
+        "protocol": protocol.HERE.newest,
     }
     values.update(changes)
     return pb.BackupStart(**values)
+
+
+Hearing = Callable[[pb.RunBackupResponse], Awaitable[None]]
 
 
 class Stream:
@@ -226,12 +233,14 @@ class Stream:
     async def events(self, count: int) -> list[pb.RunBackupResponse]:
         return [await self.event() for _ in range(count)]
 
-    async def rest(self) -> list[pb.RunBackupResponse]:
+    async def rest(self, heard: Hearing | None = None) -> list[pb.RunBackupResponse]:
         """All events to the end of the stream, which must end well."""
         events = []
         async with asyncio.timeout(WITHIN_S):
             while isinstance(event := await self._call.read(), pb.RunBackupResponse):
                 events.append(event)
+                if heard is not None:
+                    await heard(event)
             assert await self._call.code() == grpc.StatusCode.OK
         return events
 

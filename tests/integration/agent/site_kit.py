@@ -8,7 +8,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from tests.integration.tunnel.kit import Hub, running_hub, until
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from sendense.agent.v1.vcenter_access_pb2 import VcenterAccess
+from sendense.common.v1.failure_pb2 import Failure
+from sendense.credentials.v1.credential_service_pb2 import Endpoint
 from sendense.credentials.v1.operation_pb2 import Operation
 from sendense_agent.config import AgentConfig
 from sendense_agent.control.worker_process import worker_command
+from sendense_agent.domain.checkpoints import Checkpoints
 from sendense_agent.domain.limits import Limits
 from sendense_common.keys import ensure_agent_keys
 from sendense_common.paths import AgentPaths, private_dir
@@ -43,6 +46,20 @@ def processes_of(directory: Path) -> list[str]:
     return found
 
 
+def children(site: Site, word: str) -> list[int]:
+    """Processes of the workers' with a word in their command line."""
+    found = []
+    for each in Path("/proc").iterdir():
+        if each.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = (each / "stat").read_text().rpartition(")")[2].split()[1]
+                jobs = site.agent.jobs._jobs.values()
+                pids = {str(job._worker._child.pid) for job in jobs if job._worker is not None}
+                if parent in pids and word.encode() in (each / "cmdline").read_bytes():
+                    found.append(int(each.name))
+    return found
+
+
 @dataclass
 class Site:
     """What a test needs of it."""
@@ -59,16 +76,22 @@ class Site:
     layers: dict[int, Path] = field(default_factory=dict)
 
     async def access(
-        self, operation: Operation.ValueType = Operation.OPERATION_BACKUP, password: str = PASSWORD
+        self,
+        operation: Operation.ValueType = Operation.OPERATION_BACKUP,
+        password: str = PASSWORD,
+        port: int = 0,
     ) -> VcenterAccess:
-        """A lease, and the way to the vCenter."""
-        credential = await self.credentials.store(password=password)
+        """A lease, and the way to the vCenter, as the operator has bound the credential to it."""
+        port = port or self.lab.port
+        endpoint = Endpoint(host=self.lab.host, port=port, ca_pem=self.lab.ca_file.read_text())
+        credential = await self.credentials.store(password=password, granted=[self.name], endpoint=endpoint)
         return VcenterAccess(
             name="vc1",
             host=self.lab.host,
-            port=self.lab.port,
+            port=port,
             ca_pem=self.lab.ca_file.read_text(),
             lease_id=await self.credentials.issue(credential.credential_id, self.name, operation),
+            credential_id=credential.credential_id,
         )
 
     async def begin(self, vm: LabMachine, **changes: Any) -> Backup:
@@ -93,11 +116,16 @@ class Site:
     async def snapshots(self, vm: LabMachine) -> list[str]:
         return [each["description"] for each in await self.lab.snapshots(vm.name)]
 
-    async def nothing_left(self, vm: LabMachine) -> None:
-        """No snapshot, session, process, socket or certificate."""
+    async def nothing_left(self, vm: LabMachine, *, sessions: int = 0) -> None:
+        """No snapshot, session, process, socket or certificate.
+
+        Args:
+            vm: whose snapshots count.
+            sessions: of workers that were killed, which vCenter ends by itself when they have been idle.
+        """
         assert await self.snapshots(vm) == []
         await until(lambda: not processes_of(self.paths.run), "no process of the agent runs", WITHIN_S)
-        assert (await self.counters())["sessions"] == 0
+        assert (await self.counters())["sessions"] == sessions
         left = [
             each.name for place in (self.paths.exports_dir, self.paths.run / "n") for each in place.glob("*")
         ]
@@ -112,6 +140,7 @@ class Backup:
         self.start = wanted
         self.stream = stream
         self.heard: list[pb.RunBackupResponse] = []
+        self.lends = True
 
     @property
     def worker_pid(self) -> int:
@@ -123,10 +152,20 @@ class Backup:
         """Listens to the first such event; `failed` must not come before."""
         while True:
             event = await self.stream.event()
+            await self.lend(event)
             self.heard.append(event)
             if found(event):
                 return event
             assert event.WhichOneof("event") != "failed", event
+
+    async def lend(self, event: pb.RunBackupResponse) -> None:
+        """Another lease for the same credential, as a hub gives it to who asks."""
+        if not event.HasField("lease_wanted") or not self.lends:
+            return
+        request_id = event.lease_wanted.request_id
+        access = VcenterAccess.FromString(self.start.vcenter.SerializeToString())
+        access.lease_id = await self.site.credentials.issue(access.credential_id, self.site.name)
+        await self.stream.tell(lease=pb.LeaseGiven(request_id=request_id, vcenter=access))
 
     async def until_phase(self, phase: pb.AgentPhase.ValueType) -> None:
         await self.until(lambda event: event.HasField("phase") and event.phase.phase == phase)
@@ -135,13 +174,17 @@ class Backup:
         return (await self.until(lambda event: event.HasField("plan"))).plan
 
     async def rest(self) -> list[pb.RunBackupResponse]:
-        self.heard += await self.stream.rest()
+        self.heard += await self.stream.rest(self.lend)
         return self.heard
 
     async def failed(self) -> pb.BackupFailed:
         last = (await self.rest())[-1]
         assert last.HasField("failed"), last
         return last.failed
+
+    async def interrupted(self) -> Failure:
+        """Why it is."""
+        return (await self.until(lambda event: event.HasField("interrupted"))).interrupted.failure
 
     async def cancel(self) -> None:
         await self.stream.tell(cancel=pb.CancelBackup(cause="the test's wish"))
@@ -187,7 +230,11 @@ class Backup:
 
 @contextlib.asynccontextmanager
 async def running_site(
-    directory: Path, credentials: Service, lab: LabClient, limits: Limits = LIMITS
+    directory: Path,
+    credentials: Service,
+    lab: LabClient,
+    limits: Limits = LIMITS,
+    checkpoints: Checkpoints | None = None,
 ) -> AsyncIterator[Site]:
     """Until the block ends. Only the vCenter and the credentials service were there before."""
     name = f"site-{uuid.uuid4().hex[:8]}"  # the credentials service knows each by its keys
@@ -200,6 +247,7 @@ async def running_site(
     async with running_hub(private_dir(directory / "h")) as hub:
         tunnel = hub.enrol(name, "ssh")
         config = AgentConfig(name, tunnel.host, tunnel.port, tunnel.hub_host_key, limits)
+        config = replace(config, checkpoints=checkpoints or Checkpoints())
         config.save(paths)
         for suffix in ("", ".pub"):
             key = tunnel.private_key_file.with_name(tunnel.private_key_file.name + suffix)

@@ -7,6 +7,7 @@ import uuid
 
 import grpc
 import pytest
+from tests.integration.agent.kit import WITHIN_S
 from tests.integration.agent.site_kit import MIB, Site
 
 from sendense.agent.v1 import agent_service_pb2 as pb
@@ -87,3 +88,33 @@ async def test_a_vm_that_is_gone_is_said_to_be(site: Site):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await check(site, vm, vm_instance_uuid=str(uuid.uuid4()))
     assert SendenseError.from_rpc(caught.value).reason == Reason.REASON_VM_NOT_FOUND
+
+
+async def lacks(site: Site) -> list[pb.MissingPrivilege]:
+    request = pb.TestVcenterRequest(vcenter=await site.access(Operation.OPERATION_TEST))
+    return list((await site.stub.TestVcenter(request, timeout=WITHIN_S)).missing_privileges)
+
+
+async def test_a_test_of_the_vcenter_names_every_privilege_that_backups_lack_and_where(site: Site):
+    vms = [await site.lab.add_vm(f"web-{uuid.uuid4().hex[:8]}", [4 * MIB]) for _ in range(2)]
+    assert await lacks(site) == []
+    await site.lab.command(
+        "set",
+        missing_privileges=["VirtualMachine.State.RemoveSnapshot", "Datastore.Browse"],
+        missing_privileges_on={vms[0].name: ["VirtualMachine.State.CreateSnapshot"]},
+    )
+    try:
+        missing = {each.privilege: each for each in await lacks(site)}
+    finally:
+        await site.lab.command("set", missing_privileges=[], missing_privileges_on={})
+    assert set(missing) == {
+        "VirtualMachine.State.CreateSnapshot",
+        "VirtualMachine.State.RemoveSnapshot",
+        "Datastore.Browse",
+    }
+    some = missing["VirtualMachine.State.CreateSnapshot"]
+    assert some.where.startswith("1 of ")
+    assert some.where.endswith(f"VMs ({vms[0].name})")
+    assert not some.everywhere
+    assert missing["VirtualMachine.State.RemoveSnapshot"].everywhere
+    assert missing["Datastore.Browse"].where == "datastore1"

@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import signal
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from tests.integration.agent.kit import WITHIN_S, open_stream
-from tests.integration.agent.site_kit import MIB, Backup, Site, running_site
+from tests.integration.agent.resuming_kit import Job
+from tests.integration.agent.site_kit import MIB, Backup, Site, children, running_site
 from tests.integration.credentials.kit import Service
+from tests.integration.tunnel.kit import until
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.domain.limits import GIB, Limits
+from sendense_common.errors import SendenseError
 from sendense_lab.client import LabClient, LabMachine
 
 pytestmark = pytest.mark.integration
@@ -116,4 +121,55 @@ async def test_rule_17_a_snapshot_of_maximum_age_goes_with_nobody_to_ask(
         assert not failed.snapshot_left
         codes = [event.warning.code for event in backup.heard if event.HasField("warning")]
         assert codes == ["snapshot_old"]
+        await site.nothing_left(vm)
+
+
+async def test_rule_17_an_interrupted_backup_removes_its_snapshot_alone_and_the_hub_hears_it_later(
+    short_tmp: Path, credentials: Service, lab: LabClient
+):
+    """The tunnel is down for good."""
+    limits = dataclasses.replace(ATTENTIVE, max_snapshot_age_s=4.0)
+    async with running_site(short_tmp, credentials, lab, limits) as site:
+        vm = await machine(site)
+        backup = await site.begin(vm)
+        plan = await backup.until_plan()
+        await backup.stream.tell(limit=pb.LimitRate(bytes_per_second=1))
+        async with backup.exports(plan):
+            await backup.until_phase(pb.AGENT_PHASE_COPY)
+            await until(lambda: children(site, "mover"), "the mover runs", WITHIN_S)
+            os.kill(children(site, "mover")[0], signal.SIGKILL)
+            await backup.interrupted()
+        backup.stream.cut()
+        assert len(await site.snapshots(vm)) == 1
+        await snapshot_goes(site, vm)
+        failed = await end_heard_later(site, backup)
+        assert failed.failure.reason == Reason.REASON_SNAPSHOT_TOO_OLD
+        assert not failed.snapshot_left
+        assert (await site.counters())["logins"] == 1
+        await site.nothing_left(vm)
+
+
+async def test_rule_17_a_snapshot_that_is_found_again_is_as_old_as_it_is(
+    short_tmp: Path, credentials: Service, lab: LabClient
+):
+    """An agent that starts again and again must not keep it for ever."""
+    limits = dataclasses.replace(ATTENTIVE, max_snapshot_age_s=6.0)
+    async with running_site(short_tmp, credentials, lab, limits) as site:
+        vm = await machine(site)
+        job = Job(site, vm)
+        first = await job.begin()
+        plan = await first.until_plan()
+        await first.stream.tell(limit=pb.LimitRate(bytes_per_second=1))
+        async with job.exports(first, plan, {}):
+            await first.until_phase(pb.AGENT_PHASE_COPY)
+            await asyncio.sleep(3)
+            await site.agent.jobs._jobs[first.start.job_id].give_way(
+                SendenseError(Reason.REASON_CANCELLED, "x")
+            )
+        again_at = asyncio.get_running_loop().time()
+        second = await job.begin()
+        failed = await second.failed()
+        assert failed.failure.reason == Reason.REASON_SNAPSHOT_TOO_OLD
+        age_s = float(failed.failure.message.partition(" old")[0].split()[-2])
+        assert age_s > asyncio.get_running_loop().time() - again_at
         await site.nothing_left(vm)

@@ -9,11 +9,10 @@ import hashlib
 import os
 import signal
 import uuid
-from pathlib import Path
 
 import pytest
 from tests.integration.agent.kit import WITHIN_S
-from tests.integration.agent.site_kit import MIB, Backup, Site, processes_of
+from tests.integration.agent.site_kit import MIB, Backup, Site, children, processes_of
 from tests.integration.tunnel.kit import until
 
 from sendense.agent.v1 import agent_service_pb2
@@ -104,7 +103,7 @@ async def test_a_lease_opens_once(site: Site):
     await first.cancel()
     await first.failed()
     second = await site.begin(vm, vcenter=access)
-    assert (await second.failed()).failure.reason == Reason.REASON_LEASE_INVALID
+    assert (await second.failed()).failure.reason == Reason.REASON_LEASE_USED
     assert (await site.counters())["logins"] == 1
 
 
@@ -217,6 +216,23 @@ async def test_rule_10_a_snapshot_that_an_administrator_removed_is_missed_before
     await site.nothing_left(vm)
 
 
+async def test_rule_10_a_snapshot_that_is_being_removed_when_all_is_copied_is_no_snapshot_any_more(
+    site: Site,
+):
+    vm = await machine(site)
+    backup = await site.begin(vm)
+    plan = await backup.until_plan()
+    await site.lab.command("delay_task", method="RemoveSnapshot_Task", seconds=600)
+    await site.lab.command("remove_snapshots", vm=vm.name, by_task=True)
+    async with backup.exports(plan):
+        await backup.until_phase(pb.AGENT_PHASE_CONFIRM)  # it is still in the tree
+        await site.lab.command("delay_task", method="RemoveSnapshot_Task", seconds=0)
+        failed = await backup.failed()
+    assert failed.failure.reason == Reason.REASON_SNAPSHOT_LOST
+    assert not any(event.HasField("copied") for event in backup.heard)
+    await site.nothing_left(vm)
+
+
 async def test_a_snapshot_that_cannot_be_removed_is_a_warning_after_the_commit(site: Site):
     vm = await machine(site)
     await site.lab.inject_fault("RemoveSnapshot_Task", "vim.fault.NoPermission", message="not yours")
@@ -295,37 +311,18 @@ async def slow_copy(site: Site, vm: LabMachine):
     await backup.stream.tell(limit=pb.LimitRate(bytes_per_second=1))
     async with backup.exports(plan):
         await backup.until_phase(pb.AGENT_PHASE_COPY)
-        await until(lambda: len(_children(site, "mover")) == 2, "both movers run", WITHIN_S)
+        await until(lambda: len(children(site, "mover")) == 2, "both movers run", WITHIN_S)
         for _ in range(4):  # it tells that it lives though not a byte is read
             await backup.until(lambda event: event.HasField("progress"))
         yield backup
 
 
-def _children(site: Site, word: str) -> list[int]:
-    """Processes of the worker's with a word in their command line."""
-    found = []
-    for each in Path("/proc").iterdir():
-        if each.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = (each / "stat").read_text().rpartition(")")[2].split()[1]
-                jobs = site.agent.jobs._jobs.values()
-                pids = {str(job._worker._child.pid) for job in jobs if job._worker is not None}
-                if parent in pids and word.encode() in (each / "cmdline").read_bytes():
-                    found.append(int(each.name))
-    return found
-
-
-@pytest.mark.parametrize("how", ["cancel", "SIGTERM"])
-async def test_ended_in_the_copy_it_leaves_nothing(site: Site, how: str):
+async def test_cancelled_in_the_copy_it_leaves_nothing(site: Site):
     vm = await machine(site)
     async with slow_copy(site, vm) as backup:
-        if how == "cancel":
-            await backup.cancel()
-        else:
-            os.kill(backup.worker_pid, signal.SIGTERM)
+        await backup.cancel()
         failed = await backup.failed()
-    expected = Reason.REASON_CANCELLED if how == "cancel" else Reason.REASON_SERVICE_STOPPING
-    assert failed.failure.reason == expected
+    assert failed.failure.reason == Reason.REASON_CANCELLED
     assert not failed.snapshot_left
     await site.nothing_left(vm)
 
@@ -334,16 +331,20 @@ async def test_ended_in_the_copy_it_leaves_nothing(site: Site, how: str):
     ("program", "reason"),
     [("mover", Reason.REASON_COPY_PROCESS_DIED), ("nbdkit", Reason.REASON_SOURCE_READ_FAILED)],
 )
-async def test_ff09_a_process_of_the_copy_that_dies_fails_the_backup_and_ends_the_other_disk(
+async def test_ff09_a_process_of_the_copy_that_dies_interrupts_the_backup_and_ends_the_other_disk(
     site: Site, program: str, reason: Reason.ValueType
 ):
     vm = await machine(site)
     async with slow_copy(site, vm) as backup:
-        os.kill(_children(site, program)[0], signal.SIGKILL)
-        failed = await backup.failed()
-    assert failed.failure.reason == reason
-    assert failed.failure.metadata["disk"] in {str(key) for key in vm.disks}
-    assert not failed.snapshot_left
+        os.kill(children(site, program)[0], signal.SIGKILL)
+        failure = await backup.interrupted()
+        assert failure.reason == reason
+        assert failure.metadata["disk"] in {str(key) for key in vm.disks}
+        assert not children(site, "mover")
+        assert not children(site, "nbdkit")
+        assert len(await site.snapshots(vm)) == 1
+        await backup.cancel()
+        assert not (await backup.failed()).snapshot_left
     await site.nothing_left(vm)
 
 
@@ -351,9 +352,13 @@ async def test_a_killed_worker_takes_its_children_with_it(site: Site):
     vm = await machine(site)
     async with slow_copy(site, vm) as backup:
         os.kill(backup.worker_pid, signal.SIGKILL)
-        failed = await backup.failed()
+        assert (await backup.interrupted()).reason == Reason.REASON_COPY_PROCESS_DIED
         await until(lambda: not processes_of(site.paths.run), "nbdkit and movers are gone", WITHIN_S)
+        await backup.cancel()  # and nobody is there to remove the snapshot
+        failed = await backup.failed()
+    assert failed.failure.reason == Reason.REASON_CANCELLED
     assert failed.snapshot_left
+    assert len(await site.snapshots(vm)) == 1
 
 
 async def test_a_cancel_after_the_commit_changes_nothing(site: Site):

@@ -9,6 +9,14 @@ from pathlib import Path
 
 import pytest
 from tests.integration.credentials.kit import Service, running
+from tests.integration.credentials.openbao import OpenBao, openbao
+
+
+@pytest.fixture(scope="module")
+def openbao_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
+    """For the tests of a module; one that stops it starts it again."""
+    with openbao(tmp_path_factory.mktemp("openbao")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from sendense_credentials.vault import create_key_file
 BACKUP = Operation.OPERATION_BACKUP
 USERNAME = "administrator@vsphere.local"
 PASSWORD = "correct horse battery staple"
+ENDPOINT = operator_pb.Endpoint(host="vc.example.net", port=443, certificate_sha256=bytes(32))
+NO_CREDENTIAL = str(uuid.UUID(int=0))
 
 
 def sendense_credentials(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -56,6 +58,8 @@ class Service:
     log: Path
     agent_id: str = "site-a"
     agent: AgentKeys = field(default_factory=AgentKeys.generate)
+    issued: dict[str, str] = field(default_factory=dict)
+    """Lease to credential."""
 
     @contextlib.contextmanager
     def database(self) -> Iterator[sqlite3.Connection]:
@@ -74,10 +78,19 @@ class Service:
         async with rpc.connect(self.paths.hub_socket) as channel:
             yield LeaseServiceStub(channel)
 
-    async def store(self, name: str | None = None, password: str = PASSWORD) -> operator_pb.Credential:
+    async def store(
+        self,
+        name: str | None = None,
+        password: str = PASSWORD,
+        *,
+        granted: Sequence[str] = ("site-a",),
+        endpoint: operator_pb.Endpoint = ENDPOINT,
+    ) -> operator_pb.Credential:
+        request = store_request(name, password)
+        request.secret.endpoint.CopyFrom(endpoint)
+        request.agent_ids.extend(granted)
         async with self.operator() as stub:
-            answer = await stub.StoreCredential(store_request(name, password), timeout=10)
-        return answer.credential
+            return (await stub.StoreCredential(request, timeout=10)).credential
 
     async def register(self, agent_id: str = "site-a", keys: AgentKeys | None = None) -> None:
         public = (keys or self.agent).public
@@ -94,12 +107,15 @@ class Service:
             credential_id=credential_id, agent_id=agent_id, operation=operation, subject_id="job 1"
         )
         async with self.hub() as stub:
-            return (await stub.IssueLease(request, timeout=10)).lease_id
+            lease_id = (await stub.IssueLease(request, timeout=10)).lease_id
+        self.issued[lease_id] = credential_id
+        return lease_id
 
     async def redeem(self, lease_id: str, **changes: Any) -> Login:
-        """As the agent does it, with changes."""
+        """As the agent does it, with changes. The hub has told it what the lease is of."""
         options: dict[str, Any] = {"agent_id": "site-a", "operation": BACKUP, "keys": self.agent, **changes}
         keys = options.pop("keys")
+        options.setdefault("credential_id", self.issued.get(lease_id, NO_CREDENTIAL))
         return await redeem(self.paths.agents_socket, keys, lease_id=lease_id, **options)
 
 
@@ -107,18 +123,21 @@ def store_request(name: str | None = None, password: str = PASSWORD) -> operator
     return operator_pb.StoreCredentialRequest(
         request_id=str(uuid.uuid4()),
         name=name or f"vcenter-{uuid.uuid4()}",
-        secret=operator_pb.Secret(username=USERNAME, password=password),
+        secret=operator_pb.Secret(username=USERNAME, password=password, endpoint=ENDPOINT),
     )
 
 
 @contextlib.contextmanager
-def running(directory: Path, *, telemetry_socket: Path | None = None) -> Iterator[Service]:
-    """Starts the service in `directory`, with the key that is there or a new one."""
+def running(
+    directory: Path, *options: str, telemetry_socket: Path | None = None, key_file: bool = True
+) -> Iterator[Service]:
+    """Starts the service in `directory`, with the key that is there or, unless told otherwise, a new one."""
     paths = CredentialsPaths(directory / "state", directory / "run")
-    create_key_file(paths.key_file)
+    if key_file:
+        create_key_file(paths.key_file)
     log = directory / "log"
     command = [sys.executable, "-m", "sendense_credentials.main"]
-    command += ["--state", str(paths.state), "--run", str(paths.run)]
+    command += ["--state", str(paths.state), "--run", str(paths.run), *options]
     if telemetry_socket:
         command += ["--telemetry-socket", str(telemetry_socket)]
     with log.open("ab") as stderr:

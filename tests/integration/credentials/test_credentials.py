@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.integration.credentials.kit import (
+    ENDPOINT,
     PASSWORD,
     USERNAME,
     Service,
@@ -19,6 +20,7 @@ from tests.integration.credentials.kit import (
 )
 
 import sendense.credentials.v1.credential_service_pb2 as pb
+import sendense.credentials.v1.lease_service_pb2 as hub_pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
 from sendense_common.keys import AgentKeys
@@ -61,6 +63,7 @@ async def test_ff23_any_text_arrives_exactly(service: Service, password: str):
 
 async def test_storing_again_with_the_same_request_id_returns_the_first_answer(service: Service):
     request = store_request()
+    request.agent_ids.append("site-a")
     async with service.operator() as stub:
         first = await stub.StoreCredential(request)
         request.secret.password = "another"  # a client that lost its memory: what is stored stays
@@ -105,7 +108,9 @@ async def test_rotation_replaces_the_secret_and_ends_open_leases(service: Servic
     assert answer.credential.name == stored.name
     assert answer.credential.create_time == stored.create_time
     assert answer.credential.rotate_time.ToMicroseconds() > stored.rotate_time.ToMicroseconds()
-    assert await reason_of(service.redeem(before)) == Reason.REASON_LEASE_INVALID
+    ended = await failure_of(service.redeem(before))
+    assert ended.reason == Reason.REASON_LEASE_REVOKED
+    assert "its password was changed" in ended.message
     assert await opened(service, stored.credential_id) == "new"
 
 
@@ -113,7 +118,8 @@ async def test_deletion_takes_the_leases_along(service: Service):
     stored = await service.store()
     lease = await service.issue(stored.credential_id)
     request = pb.DeleteCredentialRequest(credential_id=stored.credential_id)
-    async with service.operator() as stub:
+    async with service.operator() as stub, service.hub() as hub:
+        await hub.RevokeLease(hub_pb.RevokeLeaseRequest(lease_id=lease))
         await stub.DeleteCredential(request)
         assert await reason_of(stub.DeleteCredential(request)) == Reason.REASON_CREDENTIAL_NOT_FOUND
         rotation = pb.RotateCredentialRequest(
@@ -178,7 +184,7 @@ async def test_agents_are_known_by_one_set_of_keys(service: Service):
         mixed.agent.sealing_public_key = keys.public.sealing
         assert await reason_of(stub.RegisterAgent(mixed)) == Reason.REASON_SITE_EXISTS
 
-        stored = await service.store()
+        stored = await service.store(granted=["site-b"])
         lease = await service.issue(stored.credential_id, "site-b")
         await stub.RemoveAgent(pb.RemoveAgentRequest(agent_id="site-b"))
         gone = stub.RemoveAgent(pb.RemoveAgentRequest(agent_id="site-b"))
@@ -220,12 +226,15 @@ async def test_a_tampered_record_is_unreadable_and_rotation_mends_it(service: Se
     error = await failure_of(opened(service, stored.credential_id))
     assert error.reason == Reason.REASON_CREDENTIAL_UNREADABLE
     assert error.metadata == {"credential": stored.credential_id}
+    rotation = pb.RotateCredentialRequest(
+        credential_id=stored.credential_id, secret=pb.Secret(username=USERNAME, password="new")
+    )
     async with service.operator() as stub:
-        await stub.RotateCredential(
-            pb.RotateCredentialRequest(
-                credential_id=stored.credential_id, secret=pb.Secret(username=USERNAME, password="new")
-            )
-        )
+        lost = await failure_of(stub.RotateCredential(rotation))  # where it may be sent is lost, too
+        assert lost.reason == Reason.REASON_CREDENTIAL_UNREADABLE
+        assert "--address" in lost.remedy
+        rotation.secret.endpoint.CopyFrom(ENDPOINT)
+        await stub.RotateCredential(rotation)
     assert await opened(service, stored.credential_id) == "new"
 
 

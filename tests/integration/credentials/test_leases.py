@@ -37,11 +37,13 @@ async def lease(service: Service, credential_id: str) -> str:
 def signed(service: Service, lease: str, /, *, signed_ago_s: float = 0, **changes) -> RedeemLeaseRequest:
     """A request that is right, changed after it was signed."""
     time_ns = time.time_ns() - int(signed_ago_s * 1e9)
-    redemption = Redemption(lease, "site-a", BACKUP, time_ns, bytes(range(16)))
+    credential_id = service.issued[lease]
+    redemption = Redemption(lease, credential_id, "site-a", BACKUP, time_ns, bytes(range(16)))
     sign_time = Timestamp()
     sign_time.FromNanoseconds(time_ns)
     fields = {
         "lease_id": lease,
+        "credential_id": credential_id,
         "agent_id": "site-a",
         "operation": BACKUP,
         "sign_time": sign_time,
@@ -59,7 +61,7 @@ async def send(service: Service, request: RedeemLeaseRequest) -> bytes:
 async def test_a_lease_opens_its_credential_once(service: Service, lease: str):
     assert (await service.redeem(lease)).password == PASSWORD
     again = await failure_of(service.redeem(lease))
-    assert again.reason == Reason.REASON_LEASE_INVALID
+    assert again.reason == Reason.REASON_LEASE_USED
     assert again.message == f"lease {lease} was used already"
     assert not again.retryable
 
@@ -67,7 +69,7 @@ async def test_a_lease_opens_its_credential_once(service: Service, lease: str):
 async def test_the_very_same_request_is_not_answered_twice(service: Service, lease: str):
     request = signed(service, lease)
     assert await send(service, request)
-    assert await reason_of(send(service, request)) == Reason.REASON_LEASE_INVALID
+    assert await reason_of(send(service, request)) == Reason.REASON_LEASE_USED
 
 
 async def test_of_many_redemptions_at_once_exactly_one_wins(service: Service, credential_id: str):
@@ -77,7 +79,7 @@ async def test_of_many_redemptions_at_once_exactly_one_wins(service: Service, cr
         won = [answer for answer in answers if isinstance(answer, Login)]
         lost = [answer.reason for answer in answers if isinstance(answer, SendenseError)]
         assert len(won) == 1
-        assert lost == [Reason.REASON_LEASE_INVALID] * 7
+        assert lost == [Reason.REASON_LEASE_USED] * 7
 
 
 async def test_a_lease_is_for_one_operation(service: Service, credential_id: str):
@@ -129,6 +131,7 @@ async def test_leases_end_after_minutes_and_are_forgotten_a_day_later(service: S
             "UPDATE leases SET expire_time_us = ? WHERE lease_id = ?",
             [time.time_ns() // 1000 - day_us, answer.lease_id],
         )
+    service.issued[answer.lease_id] = credential_id
     assert await reason_of(service.redeem(answer.lease_id)) == Reason.REASON_LEASE_EXPIRED
     await service.issue(credential_id)
     assert await reason_of(service.redeem(answer.lease_id)) == Reason.REASON_LEASE_INVALID
@@ -139,7 +142,25 @@ async def test_a_revoked_lease_opens_nothing(service: Service, lease: str):
         for _ in range(2):
             await stub.RevokeLease(hub_pb.RevokeLeaseRequest(lease_id=lease))
         await stub.RevokeLease(hub_pb.RevokeLeaseRequest(lease_id=str(uuid.uuid4())))
-    assert await reason_of(service.redeem(lease)) == Reason.REASON_LEASE_INVALID
+    refused = await failure_of(service.redeem(lease))
+    assert refused.reason == Reason.REASON_LEASE_REVOKED
+    assert "the hub gave it back" in refused.message
+
+
+async def test_a_lease_opens_only_the_credential_that_the_hub_named_to_the_agent(
+    service: Service, lease: str
+):
+    other = (await service.store()).credential_id
+    refused = await failure_of(service.redeem(lease, credential_id=other))
+    assert refused.reason == Reason.REASON_LEASE_INVALID
+    assert f"was not issued for credential {other}" in refused.message
+    assert (await service.redeem(lease)).password == PASSWORD
+
+
+async def test_an_agent_that_names_no_credential_is_told_to_be_upgraded(service: Service, lease: str):
+    error = await failure_of(send(service, signed(service, lease, credential_id="")))
+    assert error.reason == Reason.REASON_VERSION_NOT_SUPPORTED
+    assert "Upgrade the agent" in error.remedy
 
 
 def other_time() -> Timestamp:
@@ -151,6 +172,7 @@ def other_time() -> Timestamp:
     "change",
     [
         {"lease_id": str(uuid.uuid4())},
+        {"credential_id": str(uuid.uuid4())},
         {"operation": Operation.OPERATION_INVENTORY},
         {"sign_time": other_time},
         {"nonce": bytes(16)},
@@ -169,7 +191,8 @@ async def test_a_request_that_was_altered_on_the_way_is_refused(service: Service
 @pytest.mark.parametrize("signed_ago_s", [310, -310])
 async def test_a_request_signed_at_another_time_is_refused(service: Service, lease: str, signed_ago_s):
     error = await failure_of(send(service, signed(service, lease, signed_ago_s=signed_ago_s)))
-    assert error.reason == Reason.REASON_SIGNATURE_INVALID
+    assert error.reason == Reason.REASON_CLOCKS_DIFFER
+    assert ("behind" if signed_ago_s > 0 else "ahead of") in error.message
     assert "NTP" in error.remedy
 
 
@@ -177,6 +200,7 @@ async def test_a_request_signed_at_another_time_is_refused(service: Service, lea
     "change",
     [
         {"lease_id": "1"},
+        {"credential_id": "1"},
         {"agent_id": "../x"},
         {"operation": 0},
         {"operation": 77},
@@ -196,13 +220,14 @@ async def test_the_hub_that_carries_the_answer_cannot_use_it(service: Service, c
     sealed = await send(service, signed(service, first))
     assert PASSWORD.encode() not in sealed
     nonce = bytes(range(16))
-    mine = Redemption(first, "site-a", BACKUP, 0, nonce)
+    mine = Redemption(first, credential_id, "site-a", BACKUP, 0, nonce)
     assert PASSWORD.encode() in open_sealed(sealed, service.agent, mine)
     for other in (
-        Redemption(second, "site-a", BACKUP, 0, nonce),
-        Redemption(first, "site-b", BACKUP, 0, nonce),
-        Redemption(first, "site-a", Operation.OPERATION_TEST, 0, nonce),
-        Redemption(first, "site-a", BACKUP, 0, bytes(16)),
+        Redemption(second, credential_id, "site-a", BACKUP, 0, nonce),
+        Redemption(first, second, "site-a", BACKUP, 0, nonce),
+        Redemption(first, credential_id, "site-b", BACKUP, 0, nonce),
+        Redemption(first, credential_id, "site-a", Operation.OPERATION_TEST, 0, nonce),
+        Redemption(first, credential_id, "site-a", BACKUP, 0, bytes(16)),
     ):
         with pytest.raises(SendenseError, match="was altered, or not sealed"):
             open_sealed(sealed, service.agent, other)

@@ -20,6 +20,7 @@ from alembic.migration import MigrationContext
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.integration.credentials.kit import (
+    ENDPOINT,
     PASSWORD,
     Service,
     failure_of,
@@ -90,7 +91,7 @@ def test_secrets_agents_and_leases_outlive_a_restart_and_nothing_is_left_open(sh
 
     with running(short_tmp) as first:
         leases = asyncio.run(before(first))
-        for file in first.paths.state.iterdir():
+        for file in filter(Path.is_file, first.paths.state.rglob("*")):
             assert file.name == "credentials.lock" or stat.S_IMODE(file.stat().st_mode) == 0o600, file
         assert stat.S_IMODE(first.paths.state.stat().st_mode) == 0o700
         for socket in first.paths.run.iterdir():
@@ -101,7 +102,7 @@ def test_secrets_agents_and_leases_outlive_a_restart_and_nothing_is_left_open(sh
     assert first.process.returncode == 0
     assert list(first.paths.run.iterdir()) == []
     with running(short_tmp) as again:
-        again.agent = first.agent
+        again.agent, again.issued = first.agent, first.issued
         asyncio.run(after(again, *leases))
 
 
@@ -118,8 +119,9 @@ def test_a_killed_service_forgets_no_redemption(short_tmp: Path):
         first.process.wait(10)
     with running(short_tmp) as again:
         again.agent = first.agent
+        again.issued = first.issued
         error = asyncio.run(failure_of(again.redeem(lease)))
-        assert error.reason == Reason.REASON_LEASE_INVALID
+        assert error.reason == Reason.REASON_LEASE_USED
 
 
 def test_ff20_ff21_a_database_without_its_key_is_useless(short_tmp: Path):
@@ -148,7 +150,8 @@ def test_ff20_ff21_a_database_without_its_key_is_useless(short_tmp: Path):
         error = await failure_of(service.redeem(lease))
         assert error.reason == Reason.REASON_CREDENTIAL_UNREADABLE
         rotation = pb.RotateCredentialRequest(
-            credential_id=credential_id, secret=pb.Secret(username="u", password="given anew")
+            credential_id=credential_id,
+            secret=pb.Secret(username="u", password="given anew", endpoint=ENDPOINT),
         )
         async with service.operator() as stub:
             await stub.RotateCredential(rotation)
@@ -277,15 +280,15 @@ def grpcurl(socket: Path, *words: str, data: str = "") -> str:
 
 def test_ff07_each_socket_shows_a_person_its_own_service_and_no_other(service: Service):
     paths = service.paths
-    for socket, name in (
-        (paths.operator_socket, "CredentialService"),
-        (paths.hub_socket, "LeaseService"),
-        (paths.agents_socket, "RedemptionService"),
+    for socket, *names in (
+        (paths.operator_socket, "common.v1.AuditLog", "credentials.v1.Credential", "credentials.v1.Key"),
+        (paths.hub_socket, "common.v1.AuditLog", "credentials.v1.Lease"),
+        (paths.agents_socket, "credentials.v1.Redemption"),
     ):
         assert grpcurl(socket, "list").split() == [
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
-            f"sendense.credentials.v1.{name}",
+            *(f"sendense.{name}Service" for name in names),
         ]
         assert '"SERVING"' in grpcurl(socket, "grpc.health.v1.Health/Check")
     described = grpcurl(paths.agents_socket, "describe", "sendense.credentials.v1.RedeemLeaseRequest")

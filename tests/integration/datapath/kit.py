@@ -74,6 +74,7 @@ class Copied:
 
     records: list[pb.LedgerRecord] = field(default_factory=list)
     progress: list[pb.DiskProgress] = field(default_factory=list)
+    mismatches: list[tuple[int, int]] = field(default_factory=list)
     done: pb.DiskDone | None = None
 
     def check_digests(self, image: bytes) -> None:
@@ -111,6 +112,8 @@ async def copy(wanted: CopyOrder) -> Copied:
                 said.progress.append(event)
             elif isinstance(event, pb.Checkpoint):
                 said.records.extend(event.records)
+            elif isinstance(event, pb.AuditMismatch):
+                said.mismatches += zip(event.extents_bytes[::2], event.extents_bytes[1::2], strict=True)
             else:
                 said.done = event
     return said

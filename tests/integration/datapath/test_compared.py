@@ -90,7 +90,7 @@ async def test_a_disk_without_a_change_is_read_and_nothing_is_sent_or_stored(cha
     assert counted.wire_bytes < 32 * 1024
 
 
-async def test_only_records_that_differ_are_stored_and_the_disk_is_identical(chain: Chain):
+async def test_rule_28_only_records_that_differ_are_stored_and_the_disk_is_identical(chain: Chain):
     now = bytearray(chain.image)
     now[2 * BLOCK_BYTES + 5] ^= 1  # in data with a digest of a ledger
     now[BLOCK_BYTES + 5] ^= 1  # in data whose digest the hub had to make
@@ -105,7 +105,7 @@ async def test_only_records_that_differ_are_stored_and_the_disk_is_identical(cha
     ]  # fmt: skip
 
 
-async def test_what_is_not_in_use_any_more_is_zeroes_whatever_is_read_there(chain: Chain):
+async def test_rule_28_what_is_not_in_use_any_more_is_zeroes_whatever_is_read_there(chain: Chain):
     in_use = Extents([(GRAIN, BLOCK_BYTES), (4 * BLOCK_BYTES, BLOCK_BYTES), (CAPACITY - 512, 512)])
     now = bytearray(CAPACITY)
     for offset, length in in_use:
@@ -117,7 +117,7 @@ async def test_what_is_not_in_use_any_more_is_zeroes_whatever_is_read_there(chai
     assert said.done.progress.read_bytes < 4 * BLOCK_BYTES
 
 
-async def test_a_ledger_that_somebody_changed_is_not_believed(chain: Chain, short_tmp: Path):
+async def test_rule_28_a_ledger_that_somebody_changed_is_not_believed(chain: Chain, short_tmp: Path):
     (ledger,) = (short_tmp / "r").glob(f"*/*/{chain.newest.point_id}/*.ledger")
     content = bytearray(ledger.read_bytes())
     content[-1] ^= 1

@@ -101,7 +101,6 @@ class Images:
             ("/opt/sendense", self._inside(service, "/opt/sendense")),
             (STATE, self.state),
             ("/backup", self.root / "backup"),
-            ("/run/secrets", self.root / "secrets"),
             ("0.0.0.0:8022", "127.0.0.1:0"),
         ):
             text = text.replace(there, str(path))

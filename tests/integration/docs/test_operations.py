@@ -9,6 +9,7 @@ import os
 import re
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.docs.images import Images
@@ -56,36 +57,30 @@ async def test_a_site_is_enrolled_as_the_page_says(short_tmp: Path):
     images = Images(short_tmp)
     before = [asyncio.to_thread(images.run, each, images.health(each)) for each in SERVICES]
     assert [each.returncode for each in await asyncio.gather(*before)] == [1, 1, 1]
-    key_file = f"--key-file={short_tmp}/secrets/kek.json"
-    made = images.run(
-        "credentials", images.command("credentials", "init-key", f"--state={short_tmp}/unused", key_file)
-    )
+    (key_file,) = re.findall(r"init-key --state /tmp/unused (--key-file \S+)", (ROOT / PAGE).read_text())
+    command = ["init-key", f"--state={short_tmp}/unused", *images.here("credentials", key_file).split()]
+    made = images.run("credentials", images.command("credentials", *command))
     assert made.returncode == 0, made.stderr
     async with images.running("credentials"), images.running("hub"):
         assert "sendense.hub.v1.SiteService" in _grpcurl(images.state / "run/hub/api.sock")
         assert "CredentialService" in _grpcurl(images.state / "run/cred/operator.sock")
         endpoint_file = images.state / "run/hub/ssh-endpoint"
         endpoint = endpoint_file.read_text().strip()
-        hub_key = (images.state / "hub/ssh_host_ed25519_key.pub").read_text().strip()
-        configured = images.run(
-            "agent",
-            images.command("agent", "configure", "--site=paris", f"--hub={endpoint}", f"--hub-key={hub_key}"),
-        )
-        assert configured.returncode == 0, configured.stderr
-        ssh_key, agent_keys = configured.stdout.strip().splitlines()
-        (script,) = commands(PAGE, "Enrol a site")
-        registered = run(
-            script,
-            PYTHON=images.python,
-            STATE=images.state,
-            SITE="paris",
-            SSH_KEY=ssh_key,
-            AGENT_KEYS=agent_keys,
-            PYTHONPATH=images.environment("credentials")["PYTHONPATH"],
-        )
-        assert registered.returncode == 0, registered.stderr
-        shown = run(f"ssh-keygen -lf {images.state}/agent/ssh_ed25519_key.pub").stdout.split()[1]
-        assert f"site paris: SSH key {shown}, agent keys SHA256:" in registered.stdout
+        cli = [str(images.python), "-m", "sendense_cli.main", "agent"]
+
+        def centre(*words: str) -> dict[str, Any]:
+            done = images.run("credentials", [*cli, *words, "--json", f"--state={images.state}"])
+            assert done.returncode == 0, done.stderr
+            return dict(json.loads(done.stdout))
+
+        invited = centre("invite", "paris", "--hub", endpoint)
+        assert _options(section(PAGE, "Enrol a site")) == _options(invited["command"])
+        line = images.command("agent", *invited["command"].split()[1:])
+        waiting = images.run("agent", [*line, "--no-wait"])
+        assert waiting.returncode == 0, waiting.stderr
+        (fingerprint,) = re.findall(r"^ +(SHA256:\S+)$", waiting.stdout, re.MULTILINE)
+        centre("approve", "paris", "--fingerprint", fingerprint)
+        assert images.run("agent", line).returncode == 0
         async with images.running("agent"):
             assert "sendense.agent.v1.AgentService" in _grpcurl(images.state / "run/agent/grpc.sock")
             async with asyncio.timeout(60):
@@ -93,6 +88,12 @@ async def test_a_site_is_enrolled_as_the_page_says(short_tmp: Path):
                     pass  # each time is a process that takes a while
         endpoint_file.unlink()
         assert images.run("hub", images.health("hub")).returncode == 1, "nobody could dial it"
+
+
+def _options(text: str) -> list[str]:
+    """Of the line to paste."""
+    line = re.findall(r"sendense-agent enroll ((?:[^\n\\]|\\\n)*)", text, re.MULTILINE)[0]
+    return re.findall(r"--[a-z-]+", line)
 
 
 def _grpcurl(socket: Path) -> str:

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,33 +41,46 @@ from sendense.hub.v1.point_service_pb2_grpc import PointServiceStub
 from sendense.hub.v1.site_service_pb2_grpc import SiteServiceStub
 from sendense.hub.v1.vcenter_service_pb2_grpc import VcenterServiceStub
 from sendense_common import rpc
+from sendense_common.errors import SendenseError
 from sendense_common.paths import CredentialsPaths, HubPaths, private_dir
 from sendense_hub.catalog import Catalog, jobs, open_catalog, points, sites, vcenters
 from sendense_hub.catalog.jobs import Origin
 from sendense_hub.clients.leases import Leases
 from sendense_hub.domain.job_rules import ENDED
 from sendense_hub.domain.point_locks import PointLocks
+from sendense_hub.domain.resuming import Patience
 from sendense_hub.jobs.board import Board
 from sendense_hub.jobs.exports import ExportTable
 from sendense_hub.jobs.guarded_sites import GuardedSites
+from sendense_hub.jobs.reconciliation import Reconciler
 from sendense_hub.jobs.runner import Runner
 from sendense_hub.jobs.snapshot_sweeper import SnapshotSweeper
 from sendense_hub.jobs.workshop import Workshop
-from sendense_hub.repository import Repository, open_repository
+from sendense_hub.repository import AuditPolicy, PartFiles, Repository, open_repository
 
 WITHIN_S = 40.0
+NO_AUDIT = AuditPolicy()
 SSH_KEY = (
     "ssh-ed25519 " + base64.b64encode(b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20" + bytes(32)).decode()
 )
 
 
 class GenerousLeases(LeaseServiceServicer):
-    """Grants all."""
+    """Grants all, unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.issued: list[str] = []
+        self.given_back: list[str] = []
+        self.refusal: SendenseError | None = None
 
     async def IssueLease(self, request, context):
-        return lease_service_pb2.IssueLeaseResponse(lease_id=f"lease for {request.subject_id}")
+        if self.refusal is not None:
+            raise self.refusal
+        self.issued.append(f"lease {len(self.issued)} for {request.subject_id}")
+        return lease_service_pb2.IssueLeaseResponse(lease_id=self.issued[-1])
 
     async def RevokeLease(self, request, context):
+        self.given_back.append(request.lease_id)
         return lease_service_pb2.RevokeLeaseResponse()
 
 
@@ -78,6 +91,7 @@ class World:
     paths: HubPaths
     credentials: CredentialsPaths
     agent: ScriptedAgent
+    leases: GenerousLeases = field(default_factory=GenerousLeases)
 
     @property
     def agent_socket(self) -> Path:
@@ -93,7 +107,7 @@ async def world(short_tmp: Path) -> AsyncIterator[World]:
         private_dir(directory)
     made = World(paths, credentials, ScriptedAgent(paths.exports_dir))
     service = rpc.Service(
-        "sendense.credentials.v1.LeaseService", add_LeaseServiceServicer_to_server, GenerousLeases()
+        "sendense.credentials.v1.LeaseService", add_LeaseServiceServicer_to_server, made.leases
     )
     async with (
         rpc.serve(credentials.hub_socket, [service], stop_grace_s=0),
@@ -116,6 +130,10 @@ class Hub:
     @property
     def agent(self) -> ScriptedAgent:
         return self.world.agent
+
+    def reconciler(self, *, known_vcenters: Collection[str] = (VCENTER,)) -> Reconciler:
+        """Of a hub that has just started."""
+        return Reconciler(self.workshop, SnapshotSweeper(self.catalog, self.workshop.sites), known_vcenters)
 
     async def accept(self, mode: pb.BackupMode.ValueType = pb.BACKUP_MODE_AUTO, **changed: Any) -> pb.Job:
         """A job whose turn may come."""
@@ -178,9 +196,21 @@ class Hub:
         assert vars(self.workshop.exports)["_exports"] == {}
 
 
+NO_PATIENCE = Patience(absent_s=-1.0, tries=0)
+
+
 @contextlib.asynccontextmanager
-async def hub_of(world: World, *, register: bool = True) -> AsyncIterator[Hub]:
-    """A hub in this process; another one may follow on the same directories."""
+async def hub_of(
+    world: World,
+    *,
+    register: bool = True,
+    patience: Patience = NO_PATIENCE,
+    audit: AuditPolicy = NO_AUDIT,
+) -> AsyncIterator[Hub]:
+    """A hub in this process; another one may follow on the same directories.
+
+    It gives a job up at its first failure, unless it has patience.
+    """
     async with open_catalog(f"sqlite:///{world.paths.state / 'catalog.sqlite'}") as catalog:
         if register:
             await catalog.run(_register)
@@ -194,8 +224,11 @@ async def hub_of(world: World, *, register: bool = True) -> AsyncIterator[Hub]:
             locks=PointLocks(),
             repositories={"default": repository},
             exports_dir=world.paths.exports_dir,
+            parts=PartFiles(world.paths.unfinished_exports_dir),
+            audit=audit,
         )
-        hub = Hub(world, catalog, repository, workshop, Runner(workshop, SnapshotSweeper(catalog, reach)))
+        runner = Runner(workshop, SnapshotSweeper(catalog, reach), patience)
+        hub = Hub(world, catalog, repository, workshop, runner)
         try:
             yield hub
         finally:
@@ -220,6 +253,12 @@ def _register(connection: Any) -> None:
     vcenters.set_identity(connection, VCENTER, VCENTER_UUID)
 
 
+def lose_catalog(world: World) -> None:
+    """As after a fire: nothing is left but the repository."""
+    for path in world.paths.state.glob("catalog.sqlite*"):
+        path.unlink()
+
+
 def new_job(**changed: Any) -> pb.Job:
     """A queued job."""
     facts: dict[str, Any] = {
@@ -240,8 +279,9 @@ def new_job(**changed: Any) -> pb.Job:
 
 
 def files_of(repository: Repository) -> list[Path]:
-    """What is in a repository besides its marker."""
-    return [path for path in repository.root.iterdir() if path.name != "sendense-repository.json"]
+    """What is in a repository besides its marker and the copies of the catalog."""
+    ours = {"sendense-repository.json", "hub-catalogs"}
+    return [path for path in repository.root.iterdir() if path.name not in ours]
 
 
 def qemu_nbd_of(directory: Path) -> list[int]:

@@ -17,9 +17,10 @@ from tests.integration.repository.kit import write
 from sendense.agent.v1 import agent_service_pb2 as service_pb
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.agent.v1.agent_service_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
+from sendense.common.v1 import act_pb2
 from sendense.common.v1.failure_pb2 import Failure
 from sendense.common.v1.reason_pb2 import Reason
-from sendense_common import rpc
+from sendense_common import protocol, rpc
 from sendense_common.errors import SendenseError
 from sendense_hub.repository import Record
 
@@ -50,6 +51,7 @@ class ScriptedJob:
     acked: int = 0
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
     drops: list[Drop] = field(default_factory=list)
+    progress: dict[int, pb.DiskProgress] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
 
     @property
@@ -72,6 +74,11 @@ class ScriptedJob:
         async with self.news:
             await self.news.wait_for(lambda: any(each.WhichOneof("message") == kind for each in self.heard))
         return next(getattr(each, kind) for each in self.heard if each.WhichOneof("message") == kind)
+
+    async def is_stored(self) -> None:
+        """Waits until the hub has all that was said."""
+        async with self.news:
+            await self.news.wait_for(lambda: self.acked >= max(each.seq for each in self.events))
 
     def count(self, kind: str) -> int:
         return sum(1 for each in self.heard if each.WhichOneof("message") == kind)
@@ -98,7 +105,9 @@ class ScriptedJob:
     async def copy(self, export: pb.DiskExport, writes: Mapping[int, bytes], *, done: bool = True) -> None:
         """Writes, flushes, says so."""
         uri = f"nbd+unix:///{export.export_name}?socket={self.exports_dir}/{export.export_name}.sock"
-        progress = pb.DiskProgress(disk_key=export.disk_key, read_bytes=MIB)
+        progress = self.progress.setdefault(
+            export.disk_key, pb.DiskProgress(disk_key=export.disk_key, read_bytes=MIB)
+        )
         for offset, data in writes.items():
             records: list[Record] = await asyncio.to_thread(write, uri, offset, data)
             progress.copied_bytes += sum(each.length_bytes for each in records if each.sha256)
@@ -129,14 +138,24 @@ class ScriptedAgent(AgentServiceServicer):
         self.script: Script = backup({})
         self.jobs: dict[str, ScriptedJob] = {}
         self.starts: list[pb.BackupStart] = []
+        self.fenced: list[ScriptedJob] = []
+        """Earlier attempts that a later one has taken over from."""
         self.refusal: SendenseError | None = None
         self.cleaned: list[str] = []
         self.cleans = True
+        self.snapshots: list[service_pb.FoundSnapshot] = []
+        """That a vCenter has of this hub; one that is cleaned goes."""
+        self.finds_count = 0
         self.obeys_cancel = True
         self.checked: list[service_pb.CheckVirtualMachineRequest] = []
+        self.resets: list[service_pb.ResetChangeTrackingRequest] = []
         self.refuses_logins = False
+        self.protocols = (protocol.HERE.oldest, protocol.HERE.newest)
+        """The oldest and the newest one; 0: as an agent says that knows of no numbers."""
         self.logins_count = 0
         """Of all but backups, whose script is the test's."""
+        self.unreachable_hosts: set[str] = set()
+        self.missing_privileges: list[service_pb.MissingPrivilege] = []
         self.findings: list[service_pb.MachineFinding] = []
         self.machines = [
             service_pb.VirtualMachine(
@@ -153,7 +172,10 @@ class ScriptedAgent(AgentServiceServicer):
         return list(self.jobs.values())[-1]
 
     async def GetAgent(self, request, context):
-        return service_pb.GetAgentResponse(agent_id=SITE, version="test")
+        oldest, newest = self.protocols
+        return service_pb.GetAgentResponse(
+            agent_id=SITE, version="test", oldest_protocol=oldest, newest_protocol=newest
+        )
 
     def _log_in(self) -> None:
         self.logins_count += 1
@@ -162,6 +184,8 @@ class ScriptedAgent(AgentServiceServicer):
 
     async def ListVirtualMachines(self, request, context):
         self._log_in()
+        if request.vcenter.host in self.unreachable_hosts:
+            raise SendenseError(Reason.REASON_VCENTER_UNREACHABLE, f"{request.vcenter.host} does not answer")
         yield service_pb.ListVirtualMachinesResponse(
             vcenter_uuid=VCENTER_UUID, virtual_machines=self.machines
         )
@@ -170,16 +194,36 @@ class ScriptedAgent(AgentServiceServicer):
         self._log_in()
         asked = [each.job_id for each in request.snapshots]
         self.cleaned += asked
+        if self.cleans:
+            self.snapshots = [each for each in self.snapshots if each.job_id not in asked]
         return service_pb.CleanUpSnapshotsResponse(cleaned_job_ids=asked if self.cleans else [])
+
+    async def FindSnapshots(self, request, context):
+        self._log_in()
+        self.finds_count += 1
+        return service_pb.FindSnapshotsResponse(snapshots=self.snapshots)
+
+    async def Reconcile(self, request, context):
+        act = act_pb2.Act(what="stale_socket", where="a socket there", outcome=act_pb2.ACT_OUTCOME_DONE)
+        return service_pb.ReconcileResponse(acts=[act])
 
     async def TestVcenter(self, request, context):
         self._log_in()
-        return service_pb.TestVcenterResponse(vcenter_uuid=VCENTER_UUID, full_name="vCenter")
+        return service_pb.TestVcenterResponse(
+            vcenter_uuid=VCENTER_UUID, full_name="vCenter", missing_privileges=self.missing_privileges
+        )
 
     async def CheckVirtualMachine(self, request, context):
         self._log_in()
         self.checked.append(request)
         return service_pb.CheckVirtualMachineResponse(findings=self.findings)
+
+    async def ResetChangeTracking(self, request, context):
+        self._log_in()
+        self.resets.append(request)
+        if self.refusal is not None:
+            raise self.refusal
+        return service_pb.ResetChangeTrackingResponse()
 
     async def RunBackup(self, request_iterator, context):
         requests = aiter(request_iterator)
@@ -188,6 +232,11 @@ class ScriptedAgent(AgentServiceServicer):
         if self.refusal is not None:
             raise self.refusal
         job = self.jobs.get(start.job_id)
+        if job is not None and start.attempt > job.start.attempt and not start.after_seq:
+            assert job.task is not None
+            job.task.cancel()
+            self.fenced.append(job)
+            job = None
         if job is None:
             if start.after_seq:
                 failure = Failure(reason=Reason.REASON_JOB_LOST, message="the agent was restarted")

@@ -25,6 +25,8 @@ from sendense.agent.v1 import backup_pb2 as agent
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2 as pb
 from sendense_common.errors import SendenseError
+from sendense_hub.domain import times
+from sendense_hub.jobs import point_record
 from sendense_hub.repository import Record, verify_point
 
 pytestmark = pytest.mark.integration
@@ -75,6 +77,24 @@ async def test_a_full_and_an_incremental_give_back_every_byte(hub: Hub):
     job = hub.agent.job
     assert job.acked == job.events[-1].seq
     assert [export.write_zeroes for export in (await job.hear("exports")).exports] == [True, True]
+
+
+async def test_a_clock_that_was_set_back_a_day_does_not_hide_the_newest_point(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+):
+    clock = times.now_us()
+    monkeypatch.setattr(point_record, "now_us", lambda: clock)
+    hub.agent.script = backup(FIRST, TWO)
+    await hub.run()
+    clock -= 24 * 3600 * 1_000_000
+    for number in range(2):
+        hub.agent.script = backup(THEN, plan_of(incremental(2000), incremental(2001)))
+        job = await hub.run()
+        assert job.state == pb.JOB_STATE_SUCCEEDED, job.failure
+        points = await hub.points()
+        assert points[0].point_id == job.point_id, "the newest is listed first"
+        parents = {disk.parent_point_id for disk in points[0].disks}
+        assert parents == {points[1].point_id}, f"backup {number + 2} is built on the one before"
 
 
 async def test_ff12_counters_and_disks_are_shown_as_they_were_said(hub: Hub):

@@ -67,7 +67,7 @@ async def test_a_change_that_cannot_be_written_is_not_shown(catalog: Catalog):
         assert live.job == job
 
 
-async def test_counters_run_ahead_of_the_catalog_and_states_do_not(catalog: Catalog):
+async def test_counters_are_written_now_and_then_and_shown_only_when_they_are(catalog: Catalog):
     board, job = Board(catalog), await keep(catalog, new_job())
     with board.run(job) as live:
         await live.change(job_changes.start)
@@ -78,10 +78,12 @@ async def test_counters_run_ahead_of_the_catalog_and_states_do_not(catalog: Cata
         )
         COPY_MORE = agent.BackupProgress(disks=[agent.DiskProgress(disk_key=2000, read_bytes=9)])  # noqa: N806
         await live.count(job_changes.progress(COPY_MORE, 2.0))
-        assert (await board.get(job.job_id)).disks[0].read_bytes == 9
+        assert live.newest.disks[0].read_bytes == 9
+        assert (await board.get(job.job_id)).disks[0].read_bytes == 7
         assert (await stored(catalog, job)).disks[0].read_bytes == 7
         await live.change(job_changes.warn("c", "m"))
         assert (await stored(catalog, job)).disks[0].read_bytes == 9
+        assert (await board.get(job.job_id)).disks[0].read_bytes == 9
 
 
 async def test_changes_at_one_moment_are_all_kept(catalog: Catalog):

@@ -62,6 +62,7 @@ async def test_ff15_ff16_the_commit_goes_layer_ledger_mark_catalog(hub: Hub, mon
     async def script(job: ScriptedJob) -> None:
         (export,) = await job.snapshot_and_plan(plan_of())
         await job.copy(export, FIRST[2000])
+        await job.is_stored()
         monkeypatch.setattr(os, "fsync", told_fsync)
         monkeypatch.setattr(Path, "rename", told_rename)
         monkeypatch.setattr(points, "complete", told_complete)
@@ -267,16 +268,18 @@ async def test_an_agent_that_speaks_of_the_end_too_early_does_not_keep_a_job_fro
     assert (await cancelled(hub, job, task)).ended_in_phase == pb.JOB_PHASE_PREPARE
 
 
-async def test_ff09_every_child_is_waited_for(hub: Hub):
+@pytest.mark.parametrize("reason", [Reason.REASON_TARGET_WRITE_FAILED, Reason.REASON_TUNNEL_LOST])
+async def test_ff09_a_qemu_nbd_that_was_killed_is_named_and_waited_for(hub: Hub, reason: Reason.ValueType):
     async def script(job: ScriptedJob) -> None:
         (export,) = await job.snapshot_and_plan(plan_of())
         (child,) = qemu_nbd_of(job.exports_dir)
         os.kill(child, signal.SIGKILL)
-        await job.fail(Reason.REASON_TARGET_WRITE_FAILED, message=export.export_name)
+        await job.fail(reason, message=export.export_name)
 
     hub.agent.script = script
     job = await hub.run()
-    assert job.failure.reason == Reason.REASON_TARGET_WRITE_FAILED
+    assert job.failure.reason == Reason.REASON_EXPORT_FAILED
+    assert "qemu-nbd ended at the hub" in job.failure.message
     await hub.assert_nothing_left()
     dead = [
         words

@@ -53,3 +53,10 @@ async def test_rule_17_a_running_job_with_an_old_snapshot_is_told_until_it_ends(
     await api.jobs.CancelJob(job_service_pb2.CancelJobRequest(job_id=job_id))
     await api.ended(job_id)
     assert (await checks(api))["snapshots.age"].status == pb.CHECK_STATUS_OK
+
+
+async def test_doctor_shows_who_may_connect_and_how_many(api: Api, surroundings: World):
+    assert "ssh.limits" not in await checks(api)
+    surroundings.paths.endpoint_file.write_text("0.0.0.0:8022\n")
+    surroundings.paths.ssh_limits_file.write_text("256 connections may be logging in\n")
+    assert (await checks(api))["ssh.limits"].finding == "256 connections may be logging in"

@@ -16,6 +16,7 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import backup_service_pb2
 from sendense.hub.v1 import job_pb2 as pb
 from sendense_common.errors import SendenseError
+from sendense_hub.catalog import vcenters
 from sendense_hub.jobs.engine import Engine
 from sendense_hub.jobs.intake import Intake
 
@@ -28,8 +29,8 @@ class Queue(Engine):
     def __init__(self) -> None:
         self.jobs: list[str] = []
 
-    async def enqueue(self, job_id: str) -> None:
-        self.jobs.append(job_id)
+    async def enqueue(self, job: pb.Job) -> None:
+        self.jobs.append(job.job_id)
 
 
 def request(vm: str = "web", **changed: Any) -> backup_service_pb2.StartBackupRequest:
@@ -96,6 +97,49 @@ async def test_a_vcenter_that_refuses_makes_a_failed_job_with_its_own_words(
     assert job.failure.metadata["vm"] == "web"
     assert queue.jobs == []
     assert await hub.job(job.job_id) == job
+
+
+async def test_a_vcenter_that_refuses_hides_no_vm_of_another_one(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    def add(connection: Any) -> None:
+        away = vcenters.get(connection, VCENTER)
+        away.name = "away"  # the first one in their order
+        vcenters.add(connection, away)
+
+    await hub.catalog.run(add)
+    ask = hub.workshop.sites.virtual_machines
+
+    async def refuse(vcenter: Any) -> Any:
+        if vcenter.name == "away":
+            raise SendenseError(Reason.REASON_VCENTER_UNREACHABLE, "no route")
+        return await ask(vcenter)
+
+    monkeypatch.setattr(hub.workshop.sites, "virtual_machines", refuse)
+    vcenter, machine = await Intake(hub.workshop, Queue()).locate("web", "")
+    assert (vcenter.name, machine.instance_uuid) == (VCENTER, MACHINE)
+    with pytest.raises(SendenseError) as unknown:
+        await Intake(hub.workshop, Queue()).locate("nobody", "")
+    assert unknown.value.reason == Reason.REASON_VCENTER_UNREACHABLE
+
+
+async def test_a_site_that_is_offline_makes_a_failed_job_at_once(hub: Hub):
+    queue = Queue()
+    intake = Intake(hub.workshop, queue)
+    await intake.locate("web", VCENTER)
+    hub.world.agent_socket.rename(hub.world.agent_socket.with_name("offline"))
+    job = await intake.accept(request())
+    assert (job.state, job.failure.reason) == (pb.JOB_STATE_FAILED, Reason.REASON_SITE_OFFLINE)
+    assert (job.failure.metadata["vm"], job.vm_instance_uuid) == ("web", MACHINE)
+    assert queue.jobs == []
+    assert await hub.job(job.job_id) == job
+
+
+async def test_a_vm_whose_job_waits_for_its_site_is_busy(hub: Hub):
+    intake = Intake(hub.workshop, Queue())
+    waits = await intake.accept(request())
+    hub.world.agent_socket.rename(hub.world.agent_socket.with_name("offline"))
+    with pytest.raises(SendenseError) as busy:
+        await intake.accept(request())
+    assert (busy.value.reason, busy.value.metadata["job"]) == (Reason.REASON_VM_BUSY, waits.job_id)
 
 
 async def test_rule_21_a_name_that_fits_two_vms_is_refused_with_both(hub: Hub):

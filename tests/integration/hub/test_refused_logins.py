@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -113,11 +114,36 @@ async def test_rule_24_a_refusal_is_remembered_by_a_hub_that_was_restarted(short
             assert (await vcenter(after)).HasField("login_refused_time")
 
 
+async def test_rule_24_a_refusal_counts_for_every_vcenter_with_the_same_credential(hub: Hub):
+    other = await vcenter(hub)
+    other.name = "other"
+    await hub.catalog.run(lambda connection: vcenters.add(connection, other))
+    hub.agent.refuses_logins = True
+    for name in (VCENTER, "other"):
+        asked = await hub.catalog.run(functools.partial(vcenters.get, name=name))
+        with pytest.raises(SendenseError) as caught:
+            await hub.workshop.sites.virtual_machines(asked)
+        assert caught.value.reason == Reason.REASON_VCENTER_LOGIN_FAILED
+    assert logins(hub) == 1
+
+
+async def test_a_locked_account_keeps_everything_from_logging_in_too(hub: Hub):
+    async def locked(job: ScriptedJob) -> None:
+        await job.phase(agent.AGENT_PHASE_LOGIN)
+        await job.fail(Reason.REASON_VCENTER_ACCOUNT_LOCKED, message="User account is locked")
+
+    hub.agent.script = locked
+    assert (await hub.run()).failure.reason == Reason.REASON_VCENTER_ACCOUNT_LOCKED
+    again = await hub.run()
+    assert "User account is locked" in again.failure.message
+    assert logins(hub) == 1
+
+
 async def test_rule_24_jobs_that_come_together_try_a_wrong_password_once(hub: Hub):
     hub.agent.script = refused
     jobs = [
-        await hub.run_later(vm_instance_uuid=f"{MACHINE[:-1]}{number}", vm_name=f"web{number}")
-        for number in range(6)
+        await hub.run_later(vm_instance_uuid=f"{MACHINE[:-2]}{number:02}", vm_name=f"web{number}")
+        for number in range(20)
     ]
     ended = await asyncio.gather(*jobs)
     assert {job.failure.reason for job in ended} == {Reason.REASON_VCENTER_LOGIN_FAILED}

@@ -147,6 +147,16 @@ async def test_reading_fails_by_order(lab: LabClient, instance: Any) -> None:
     assert get(lab, path, cookie)[2] == data
 
 
+async def test_by_order_a_range_is_ignored(lab: LabClient, instance: Any) -> None:
+    path, data = await image(lab, "ignored")
+    ranged = {**cookie_of(instance), "Range": "bytes=512-1023"}
+    await lab.inject_fault("GET /folder", "whole")
+    status, _, body = get(lab, path, ranged)
+    assert (status, body) == (200, data)
+    status, _, body = get(lab, path, ranged)
+    assert (status, body) == (206, data[512:1024])
+
+
 async def test_many_readers_are_served_at_once(lab: LabClient, instance: Any) -> None:
     """Each of eight connections is in the middle of its file while the others read theirs."""
     capacity = 24 << 20  # more than sockets buffer

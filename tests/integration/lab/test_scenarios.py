@@ -284,6 +284,14 @@ async def test_a_session_that_is_silent_ends(lab: LabClient) -> None:
                 service.CurrentTime()
 
 
+async def test_a_silent_session_is_not_counted_although_nobody_asks_for_it(lab: LabClient) -> None:
+    with connected(lab):
+        before = (await lab.counters())["sessions"]
+        async with settings(lab, session_idle_seconds=0.05):
+            await asyncio.sleep(0.2)
+            assert (await lab.counters())["sessions"] == 0 < before
+
+
 async def test_sessions_are_seen_and_ended(lab: LabClient, instance: Any) -> None:
     with connected(lab) as other:
         manager = instance.content.sessionManager

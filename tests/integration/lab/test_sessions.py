@@ -145,7 +145,11 @@ async def test_a_fault_on_order_comes_out_of_a_call_once(lab: LabClient) -> None
         ("set", {"nonsense": 1}, "there is no setting nonsense"),
         ("set", {"areas_wrong": "nonsense"}, "there is no setting"),
         ("inject_fault", {"operation": "Login", "fault": "vim.fault.Nonsense"}, "Nonsense"),
-        ("inject_fault", {"operation": "GET /folder", "fault": "vim.fault.FileFault"}, "401, 500, drop"),
+        (
+            "inject_fault",
+            {"operation": "GET /folder", "fault": "vim.fault.FileFault"},
+            "401, 500, drop, whole",
+        ),
         ("add_vm", {"name": "odd", "disks": [{"capacity_bytes": 100}]}, "whole sectors"),
     ],
 )

@@ -152,6 +152,28 @@ async def test_rule_02_tracking_takes_effect_at_the_next_snapshot(lab: LabClient
     assert disks(take_snapshot(machine))[0].backing.changeId
 
 
+async def test_tracking_of_a_running_vm_begins_anew_only_when_it_was_off_at_a_snapshot(
+    lab: LabClient, instance: Any
+) -> None:
+    vm = await lab.add_vm("off-and-on", [CAPACITY])
+    machine = machine_of(instance, vm)
+
+    async def tracking() -> str:
+        change_id = disks(take_snapshot(machine))[0].backing.changeId
+        await lab.command("remove_snapshots", vm=vm.name)
+        return str(change_id).rpartition("/")[0]
+
+    track(machine)
+    before = await tracking()
+    wait(machine.ReconfigVM_Task(vim.vm.ConfigSpec(changeTrackingEnabled=False)))
+    track(machine)
+    assert await tracking() == before
+    wait(machine.ReconfigVM_Task(vim.vm.ConfigSpec(changeTrackingEnabled=False)))
+    assert await tracking() == ""
+    track(machine)
+    assert await tracking() not in {"", before}
+
+
 async def test_rule_02_a_vm_that_is_off_gets_no_change_id(lab: LabClient, instance: Any) -> None:
     vm = await lab.add_vm("off", [CAPACITY])
     machine = machine_of(instance, vm)

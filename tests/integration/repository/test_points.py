@@ -16,6 +16,7 @@ from tests.integration.repository.kit import BLOCK_BYTES, MACHINE, VCENTER, make
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
 from sendense_hub.repository import (
+    PartFiles,
     PointDocument,
     PointWriter,
     Repository,
@@ -70,8 +71,21 @@ async def digests(repository: Repository, point: PointDocument, run: Path) -> di
     return found
 
 
-async def exported(repository: Repository, point: PointDocument, key: int, form: str, output: Path) -> None:
-    async with contextlib.aclosing(export_disk(repository, point, key, form, output)) as percents:
+def parts_beside(repository: Repository) -> PartFiles:
+    return PartFiles(repository.root.parent / "unfinished")
+
+
+async def exported(
+    repository: Repository,
+    point: PointDocument,
+    key: int,
+    form: str,
+    output: Path,
+    run_dir: Path | None = None,
+) -> None:
+    parts = parts_beside(repository)
+    made = export_disk(repository, point, key, form, output, run_dir=run_dir, parts=parts)
+    async with contextlib.aclosing(made) as percents:
         last = [percent async for percent in percents][-1]
     assert last == 100.0
 
@@ -92,7 +106,7 @@ async def test_both_points_of_a_chain_give_back_every_byte(
         for key, image in images.items():
             for form in ("raw", "qcow2", "vmdk"):
                 output = tmp_path / f"{point.point_id}-{key}.{form}"
-                await exported(repository, point, key, form, output)
+                await exported(repository, point, key, form, output, short_tmp)
                 if form == "raw":
                     assert output.read_bytes() == image
                 else:
@@ -236,11 +250,19 @@ async def test_an_export_never_overwrites_and_leaves_nothing(
         await exported(repository, first, 4711, "raw", tmp_path / "x")
     assert no_disk.value.reason == Reason.REASON_DISK_NOT_FOUND
     async with contextlib.aclosing(
-        export_disk(repository, first, 2000, "raw", tmp_path / "half")
+        export_disk(
+            repository,
+            first,
+            2000,
+            "raw",
+            tmp_path / "half",
+            run_dir=short_tmp,
+            parts=parts_beside(repository),
+        )
     ) as percents:
         async for _ in percents:
             break
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["repository", "taken"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["repository", "taken", "unfinished"]
 
 
 async def test_a_full_file_system_is_said_and_nothing_stays(

@@ -28,13 +28,15 @@ from sendense_hub.gateway.server import run
 
 
 class FakeAuthorization(AuthorizationServiceServicer):
-    """Says yes to what is in its tables."""
+    """Says yes to what is in its tables; a target with an owner is for that agent only."""
 
     def __init__(self) -> None:
         self.agents: dict[str, str] = {}
         self.targets: dict[str, Path] = {}
+        self.owners: dict[str, str] = {}
         self.watchers: list[asyncio.Queue[pb.WatchRevocationsResponse]] = []
         self.pushing = True
+        self.refusals: list[pb.ReportRefusalRequest] = []
 
     async def IdentifyKey(self, request, context):
         if request.fingerprint not in self.agents:
@@ -42,9 +44,14 @@ class FakeAuthorization(AuthorizationServiceServicer):
         return pb.IdentifyKeyResponse(agent_id=self.agents[request.fingerprint])
 
     async def Authorize(self, request, context):
-        if request.target not in self.targets:
+        owner = self.owners.get(request.target)
+        if request.target not in self.targets or (owner and owner != self.agents[request.fingerprint]):
             raise SendenseError(Reason.REASON_TUNNEL_REFUSED, "no job of yours")
         return pb.AuthorizeResponse(socket_path=str(self.targets[request.target]))
+
+    async def ReportRefusal(self, request, context):
+        self.refusals.append(request)
+        return pb.ReportRefusalResponse()
 
     async def WatchRevocations(self, request, context):
         queue: asyncio.Queue[pb.WatchRevocationsResponse] = asyncio.Queue()

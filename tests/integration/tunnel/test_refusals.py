@@ -75,6 +75,11 @@ async def test_ff04_only_logical_names_can_be_opened(hub: Hub, caplog, attempt):
     refusals = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     assert refusals
     assert all("key=SHA256:" in refusal for refusal in refusals)
+    await until(lambda: hub.authorization.refusals, "the API hears of it, for the audit log")
+    report = hub.authorization.refusals[0]
+    assert (report.agent_id, report.fingerprint[:7]) == (config.agent_id, "SHA256:")
+    assert report.request
+    assert report.cause
 
 
 async def test_an_unknown_key_is_refused(hub: Hub, short_tmp: Path):

@@ -27,7 +27,7 @@ class Agent(AgentServiceServicer):
         return pb.GetAgentResponse(agent_id="site-a", version="1")
 
     ListVirtualMachines = TestVcenter = RunBackup = CleanUpSnapshots = None  # type: ignore[assignment]
-    CheckVirtualMachine = None  # type: ignore[assignment]
+    CheckVirtualMachine = ResetChangeTracking = FindSnapshots = Reconcile = None  # type: ignore[assignment]
 
 
 async def grpcurl(sock: Path, *words: str) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from sendense_common import process
 from sendense_common.errors import SendenseError
 from sendense_common.paths import HubPaths, private_dir
 from sendense_common.tunnel import Tunnel, TunnelConfig, ensure_key, fingerprint, keep_connected
+from sendense_hub.gateway.limits import Limits
 from sendense_hub.supervisor import SupervisorConfig, supervise
 
 pytestmark = pytest.mark.integration
@@ -114,7 +116,7 @@ async def test_gateway_and_api_are_started_again_and_the_agent_reconnects(short_
         stopping.set()
         await agent
     assert not paths.endpoint_file.exists()
-    assert children(os.getpid()) == {}
+    assert not any(str(short_tmp) in line for line in children(os.getpid()).values())
 
 
 async def test_connections_go_to_the_gateway_with_the_fewest(short_tmp: Path):
@@ -163,17 +165,25 @@ async def test_a_second_hub_on_the_same_port_or_state_is_refused(short_tmp: Path
         assert not first.done()
 
 
+async def test_the_limits_of_the_gateways_are_written_down_for_doctor(short_tmp: Path):
+    paths, _ = prepared(short_tmp)
+    limits = Limits(logins=7, logins_per_address=3, login_timeout_s=5)
+    async with supervised(dataclasses.replace(config(paths, gateways=2), limits=limits)):
+        written = paths.ssh_limits_file.read_text()
+    assert written.startswith("14 connections may be logging in, 6 from one address, for 5 s;")
+
+
 async def test_an_api_that_never_gets_ready_fails_the_start_and_leaves_nothing(short_tmp: Path):
     paths, _ = prepared(short_tmp)
     made = SupervisorConfig(
         paths=paths,
-        api_command=["sleep", "1000"],
+        api_command=["sleep", "1000.5"],
         listen_host="127.0.0.1",
         api_ready_within_s=0.3,
     )
     with pytest.raises(SendenseError, match="the API did not become ready"):
         await supervise(made, asyncio.Event())
-    assert children(os.getpid()) == {}
+    assert not any("1000.5" in line for line in children(os.getpid()).values())
     assert not paths.endpoint_file.exists()
 
 

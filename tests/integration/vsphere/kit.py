@@ -40,8 +40,14 @@ def fingerprint(lab: LabClient) -> bytes:
 
 @contextlib.asynccontextmanager
 async def opened(lab: LabClient, **changes: Any) -> AsyncIterator[Session]:
-    async with open_session(target(lab, **changes), USERNAME, PASSWORD) as session:
+    async with open_session(target(lab, **changes), USERNAME, PASSWORD, again=again) as session:
         yield session
+
+
+@contextlib.asynccontextmanager
+async def again() -> AsyncIterator[tuple[str, str]]:
+    """As another lease opens them."""
+    yield USERNAME, PASSWORD
 
 
 @contextlib.contextmanager

@@ -172,7 +172,7 @@ async def test_rule_10_a_snapshot_that_is_gone_is_no_reason_to_read_everything(
     snapshot, before = await changed(lab, session, "gone", 1)
     await lab.command("remove_snapshots", vm="gone")
     for asking in (snapshot.allocated(snapshot.disks[0]), snapshot.changed_since(snapshot.disks[0], before)):
-        with fails(Reason.REASON_VSPHERE_FAULT, "ManagedObjectNotFound"):
+        with fails(Reason.REASON_SNAPSHOT_LOST, "ManagedObjectNotFound"):
             await asking
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import random
 import subprocess
@@ -59,7 +60,8 @@ async def _read(lab: LabClient, session: Session, directory: Path, name: str, ca
     disk = datastore_source(session, await snapshot.source_url(snapshot.disks[0]))
     async with disk.open(capacity_bytes=capacity, run_dir=directory / "n", label="x") as source:
         copy = directory / "copy.raw"
-        subprocess.run(["nbdcopy", f"nbd+unix:///?socket={source.socket}", str(copy)], check=True)
+        command = ["nbdcopy", f"nbd+unix:///?socket={source.socket}", str(copy)]
+        await asyncio.to_thread(subprocess.run, command, check=True)
         assert copy.read_bytes() == data
 
 
@@ -133,6 +135,29 @@ async def test_rule_25_a_disk_that_needs_vddk_has_no_address(
         await snapshot.source_url(dataclasses.replace(snapshot.disks[0], **changes))
 
 
+async def test_rule_25_a_vcenter_that_ignores_ranges_is_refused_before_anything_is_read(
+    lab: LabClient, session: Session
+) -> None:
+    _, snapshot = await frozen(lab, session, "no ranges", 2 * GRANULE)
+    await lab.inject_fault("GET /folder", "whole", at_call=2)  # the first one is for the descriptor
+    with fails(Reason.REASON_SOURCE_IGNORES_RANGES, "no ranges-flat.vmdk .*HTTP 200 for") as caught:
+        await snapshot.source_url(snapshot.disks[0])
+    assert "proxy" in caught.value.remedy
+    assert not caught.value.retryable
+    assert await snapshot.source_url(snapshot.disks[0])
+
+
+async def test_a_file_that_is_too_short_is_told_from_ranges_that_are_ignored(
+    lab: LabClient, session: Session, short_tmp: Path
+) -> None:
+    _, snapshot = await frozen(lab, session, "short", 2 * GRANULE)
+    descriptor(lab, "short").with_name("short-flat.vmdk").write_bytes(bytes(512))
+    disk = datastore_source(session, await snapshot.source_url(snapshot.disks[0]))
+    with fails(Reason.REASON_DISK_MISMATCH, "has 512 bytes"):
+        async with disk.open(capacity_bytes=2 * GRANULE, run_dir=short_tmp / "n", label="x"):
+            pass
+
+
 async def test_rule_11_a_session_that_ended_is_opened_again_for_files_too(
     lab: LabClient, session: Session
 ) -> None:
@@ -146,15 +171,20 @@ async def test_rule_11_a_session_that_ended_is_opened_again_for_files_too(
 async def test_a_file_that_breaks_off_is_read_again_and_one_that_fails_is_said(
     lab: LabClient, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sendense_agent.vsphere.session._READ_AGAIN_AFTER_S", (0.01, 0.01))
+    monkeypatch.setattr(datastore_files, "_PAUSES_S", (0.01, 0.01))
     machine, _ = await frozen(lab, session, "broken")
     whole = await machine.nvram()
     await lab.inject_fault("GET /folder", "drop", times=2)
     assert await machine.nvram() == whole != b""
-    await lab.inject_fault("GET /folder", "500")
+    await lab.inject_fault("GET /folder", "drop", times=3)
+    with fails(Reason.REASON_SOURCE_READ_FAILED, "the NVRAM file cannot be read .* broke off after"):
+        await machine.nvram()
+    await lab.inject_fault("GET /folder", "500", times=2)
+    assert await machine.nvram() == whole
+    await lab.inject_fault("GET /folder", "500", times=3)
     with fails(Reason.REASON_SOURCE_READ_FAILED, "the NVRAM file cannot be read .*HTTP 500") as caught:
         await machine.nvram()
-    assert "Datastore.Browse" in caught.value.remedy
+    assert caught.value.remedy == "Look at the vCenter's log."
 
 
 async def test_a_datastores_name_and_path_are_told_apart() -> None:

@@ -131,6 +131,46 @@ async def test_rule_02_tracking_is_not_turned_on_while_there_is_a_snapshot(
     assert await machine.enable_changed_block_tracking()
 
 
+async def test_rule_27_a_reset_forgets_what_was_tracked(lab: LabClient, session: Session) -> None:
+    vm, machine = await tracked(lab, session, "reset-tracking", GRANULE)
+    before = await freeze(machine)
+    await before.remove()
+    await machine.refresh()
+    await machine.reset_changed_block_tracking("hub-1", "reset-1")
+    state = await lab.command("state", vm=vm.name)
+    assert (state["snapshots"], state["changed_block_tracking"]) == ([], True)
+    after = await freeze(machine)
+    ids = [each.disks[0].change_id.rpartition("/")[0] for each in (before, after)]
+    assert all(ids)
+    assert ids[0] != ids[1]
+
+
+async def test_a_reset_is_refused_while_there_is_a_snapshot_and_changes_nothing(
+    lab: LabClient, session: Session
+) -> None:
+    vm, machine = await tracked(lab, session, "reset-refused", GRANULE)
+    await lab.command("take_snapshot", vm=vm.name, name="somebody's")
+    await machine.refresh()
+    with fails(Reason.REASON_RESET_REFUSED, "somebody's"):
+        await machine.reset_changed_block_tracking("hub-1", "reset-1")
+    state = await lab.command("state", vm=vm.name)
+    assert (len(state["snapshots"]), state["changed_block_tracking"]) == (1, True)
+
+
+async def test_the_snapshot_of_a_reset_that_broke_off_is_known_as_ours(
+    lab: LabClient, session: Session
+) -> None:
+    vm, machine = await tracked(lab, session, "reset-broken", GRANULE)
+    await lab.command("inject_fault", operation="RemoveSnapshot_Task", fault="vim.fault.NoPermission")
+    with fails(Reason.REASON_VCENTER_NO_PERMISSION):
+        await machine.reset_changed_block_tracking("hub-1", "reset-1")
+    await lab.command("clear_faults")
+    assert len((await lab.command("state", vm=vm.name))["snapshots"]) == 1
+    (left,) = await machine.own_snapshots("hub-1", {"reset-1"})
+    await left.remove()
+    assert (await lab.command("state", vm=vm.name))["snapshots"] == []
+
+
 async def test_rule_02_it_takes_effect_at_our_own_snapshot(lab: LabClient, session: Session) -> None:
     _, machine = await tracked(lab, session, "effect", GRANULE)
     assert [disk.change_id for disk in machine.preflight().eligible] == [""]
@@ -353,12 +393,32 @@ async def test_ff33_nvram_and_configuration_are_kept(lab: LabClient, session: Se
     found = await find_machine(session, vm.instance_uuid, name)
     (file,) = (lab.ca_file.parent / "datastore" / name.replace("/", "_")).glob("*.nvram")
     assert await found.nvram() == file.read_bytes() != b""
-    config = json.loads(await found.config_json())
+    snapshot = await freeze(found)
+    config = json.loads(await snapshot.config_json())
     assert config["instanceUuid"] == vm.instance_uuid
     assert config["firmware"] == "efi"
     kinds = {device["_vimtype"].rpartition(".")[2] for device in config["hardware"]["device"]}
     assert {"VirtualDisk", "ParaVirtualSCSIController", "VirtualVmxnet3"} <= kinds
-    assert await found.config_json() == await found.config_json()
+    assert await snapshot.config_json() == await snapshot.config_json()
+
+
+async def test_configuration_and_time_are_those_of_the_snapshot(lab: LabClient, session: Session) -> None:
+    vm = await lab.add_vm("as-it-was", [GRANULE])
+    before = await session.now()
+    snapshot = await freeze(await find_machine(session, vm.instance_uuid, "as-it-was"))
+    after = await session.now()
+    config = json.loads(await snapshot.config_json())
+    files = [
+        device["backing"]["fileName"]
+        for device in config["hardware"]["device"]
+        if "Disk" in device["_vimtype"]
+    ]
+    assert files == ["[datastore1] as-it-was/as-it-was.vmdk"], "not the delta, which goes with the snapshot"
+    made_at = await snapshot.made_at()
+    assert made_at is not None
+    assert before <= made_at <= after
+    await snapshot.remove()
+    assert await snapshot.made_at() == made_at
 
 
 async def test_ff33_a_vm_without_nvram_has_none(lab: LabClient, session: Session) -> None:

@@ -215,3 +215,24 @@ async def test_rule_02_a_vm_that_is_off_is_read_as_a_whole_without_a_change_id(
     made = await plan(await freeze(machine), None, just_enabled=True)
     assert made.message().change_id == ""
     assert list(made.read) == [(0, CAPACITY)]
+
+
+async def test_rule_27_of_a_disk_that_is_not_trusted_everything_is_read_whatever_vsphere_says(
+    lab: LabClient, session: Session
+) -> None:
+    vm, machine = await tracked(lab, session, "untrusted", CAPACITY)
+    await lab.guest_write(vm.name, 2000, 0, b"first")
+    first = await freeze(machine)
+    await first.remove()
+    await lab.guest_write(vm.name, 2000, 5 * GRANULE, b"left out, in both lists")
+    await lab.command("set", areas_left_out=1)
+    snapshot = await freeze(machine)
+    believed = await plan_disk(snapshot, snapshot.disks[0], point(first), tracking_just_enabled=False)
+    assert (believed.mode, believed.read.total_bytes, believed.whole) == (pb.DISK_MODE_INCREMENTAL, 0, False)
+    for previous, mode in ((point(first), pb.DISK_MODE_COMPARED), (None, pb.DISK_MODE_FULL)):
+        made = await plan_disk(
+            snapshot, snapshot.disks[0], previous, tracking_just_enabled=False, trusted=False
+        )
+        assert made.mode == mode
+        assert list(made.read) == [(0, CAPACITY)]
+        assert made.message().whole

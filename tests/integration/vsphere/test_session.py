@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import http.server
 import ssl
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from pyVmomi import vim
@@ -58,6 +60,35 @@ async def test_rule_24_a_refused_password_is_tried_once(lab: LabClient) -> None:
     assert await logins(lab) == (before[0] + 1, before[1] + 1)
 
 
+async def test_a_locked_account_and_an_expired_password_are_told_from_a_wrong_one(lab: LabClient) -> None:
+    locked = Reason.REASON_VCENTER_ACCOUNT_LOCKED
+    await lab.command("unlock_account")
+    await lab.command("set", lock_after=1, tells_locked=True, password_expired=True)
+    try:
+        with fails(locked, "password has expired") as expired:
+            async with opened(lab):
+                pass
+        with fails(Reason.REASON_VCENTER_LOGIN_FAILED, "incorrect user name or password") as wrong:
+            async with open_session(target(lab), USERNAME, "wrong"):
+                pass
+        with fails(locked, "account is locked") as caught:
+            async with opened(lab):
+                pass
+        await lab.command("set", tells_locked=False)
+        with fails(Reason.REASON_VCENTER_LOGIN_FAILED) as hidden:
+            async with opened(lab):
+                pass
+    finally:
+        await lab.command("set", lock_after=5, tells_locked=False, password_expired=False)
+        await lab.command("unlock_account")
+    causes = [each.value.metadata["cause"] for each in (expired, wrong, caught)]
+    assert causes == ["password_expired", "wrong_password", "locked"]
+    assert "may be locked" in hidden.value.remedy
+    assert not any(each.value.retryable for each in (expired, wrong, caught, hidden))
+    async with opened(lab) as session:
+        assert session.vcenter_uuid
+
+
 async def test_rule_11_a_session_that_ended_is_opened_again_and_the_call_repeated(lab: LabClient) -> None:
     async with opened(lab) as session:
         before, cookie = await logins(lab), session.cookie()
@@ -65,6 +96,64 @@ async def test_rule_11_a_session_that_ended_is_opened_again_and_the_call_repeate
         assert await ask(session) == {"name": "Datacenters"}
         assert await logins(lab) == (before[0] + 1, before[1])
         assert session.cookie() not in {"", cookie}
+
+
+async def test_a_session_that_ended_is_lost_where_nothing_opens_the_password_again(lab: LabClient) -> None:
+    async with open_session(target(lab), USERNAME, PASSWORD) as session:
+        await lab.command("expire_sessions")
+        before = await logins(lab)
+        with fails(Reason.REASON_VCENTER_SESSION_LOST, "NotAuthenticated") as caught:
+            await ask(session)
+        assert caught.value.retryable
+        assert await logins(lab) == before
+
+
+class _Followed(str):
+    """A password whose end can be seen."""
+
+    __slots__ = ("__weakref__",)
+
+
+async def test_nothing_holds_the_password_once_the_login_is_over(lab: LabClient) -> None:
+    passwords = []
+
+    @contextlib.asynccontextmanager
+    async def opens() -> AsyncIterator[tuple[str, str]]:
+        password = _Followed(PASSWORD)
+        passwords.append(weakref.ref(password))
+        yield USERNAME, password
+
+    async with contextlib.AsyncExitStack() as stack:
+        first = _Followed(PASSWORD)
+        passwords.append(weakref.ref(first))
+        opening = open_session(target(lab), USERNAME, first, again=opens)
+        del first
+        session = await stack.enter_async_context(opening)
+        gc.collect()
+        assert passwords[0]() is None
+        await lab.command("expire_sessions")
+        assert await ask(session) == {"name": "Datacenters"}
+        gc.collect()
+        assert len(passwords) == 2
+        assert passwords[1]() is None
+
+
+async def test_closing_does_not_wait_for_a_lease_that_does_not_come(lab: LabClient) -> None:
+    waiting = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def never() -> AsyncIterator[tuple[str, str]]:
+        waiting.set()
+        await asyncio.Event().wait()
+        yield "", ""
+
+    async with asyncio.timeout(30):
+        async with open_session(target(lab), USERNAME, PASSWORD, again=never) as session:
+            await lab.command("expire_sessions")
+            asking = asyncio.create_task(ask(session))
+            await waiting.wait()
+        with fails(Reason.REASON_VCENTER_SESSION_LOST):
+            await asking
 
 
 async def test_of_many_calls_that_find_the_session_ended_one_logs_in(lab: LabClient) -> None:

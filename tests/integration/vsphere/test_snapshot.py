@@ -157,6 +157,6 @@ async def test_a_snapshot_without_disks_is_no_snapshot(lab: LabClient, session: 
     snapshot = await freeze(machine)
     reference = session.reference(type(machine._reference), "vm-0")
     broken = module.Snapshot(session, machine._reference, reference, "shape")
-    with fails(Reason.REASON_VSPHERE_FAULT, "ManagedObjectNotFound"):
+    with fails(Reason.REASON_SNAPSHOT_LOST, "ManagedObjectNotFound"):
         await broken.load()
     assert [each.moref for each in await machine.own_snapshots(HUB, {JOB})] == [snapshot.moref]

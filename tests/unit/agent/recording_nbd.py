@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sendense_agent.datapath.mover import engine
+from sendense_agent.datapath.mover import engine, turn
 
 EIO, GARBAGE = 5, 0xEE
 
@@ -171,7 +171,8 @@ def handles_of(world: World, base: type[Handle] = Handle) -> Iterator[None]:
     kind = type("NBD", (base,), {"world": world})
     fake = types.SimpleNamespace(NBD=kind, Error=Error, AIO_DIRECTION_READ=1, AIO_DIRECTION_WRITE=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "nbd", fake)
+        for module in (engine, turn):
+            patch.setattr(module, "nbd", fake)
         try:
             yield
         finally:

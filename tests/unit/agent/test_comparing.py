@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sendense_agent.datapath.mover.comparing import RECORD, DigestsError, digests, work
+from sendense_agent.datapath.mover.comparing import RECORD, DigestsError, Work, audit, digests, work
 from sendense_agent.datapath.mover.pieces import PIECE_BYTES
 from sendense_agent.domain.extents import Extents
 
@@ -36,9 +36,20 @@ def ranges(draw: st.DrawFn) -> list[tuple[int, int]]:
     ]
 
 
+def test_rule_28_data_is_read_beside_its_record_and_where_there_was_none_and_zeroed_where_it_is_gone():
+    old = [(0, PIECE_BYTES, b"a" * 32), (PIECE_BYTES, PIECE_BYTES, b"b" * 32)]
+    half = PIECE_BYTES // 2
+    used = Extents([(PIECE_BYTES + half, half), (2 * PIECE_BYTES + SECTOR, SECTOR)])
+    assert list(work(used, old, CAPACITY)) == [
+        Work(0, PIECE_BYTES, zero=True),
+        Work(PIECE_BYTES, PIECE_BYTES, sha256=b"b" * 32, unused=((0, half),)),
+        Work(2 * PIECE_BYTES + SECTOR, SECTOR, sha256=b""),
+    ]
+
+
 @settings(deadline=None, max_examples=60)
 @given(ranges(), ranges(), st.integers(0, 2**32))
-def test_what_is_done_turns_the_previous_disk_into_this_one_and_equal_records_are_left_alone(
+def test_rule_28_what_is_done_turns_the_previous_disk_into_this_one_and_equal_records_are_left_alone(
     before: list[tuple[int, int]], used: list[tuple[int, int]], seed: int
 ):
     dice = random.Random(seed)
@@ -83,8 +94,16 @@ def packed(records: list[tuple[int, int, int, bytes]], size: int) -> Iterator[by
         yield data[start : start + size]
 
 
+def test_rule_28_a_record_that_is_cut_between_two_blocks_is_whole():
+    record = (SECTOR, SECTOR, 1, b"a" * 32)
+    blocks = packed([record, (CAPACITY, 0, 2, b"")], RECORD.size - 1)
+    assert list(digests(blocks, CAPACITY)) == [(SECTOR, SECTOR, b"a" * 32)]
+
+
 @given(ranges(), st.integers(1, 300))
-def test_digests_come_as_they_were_written_whatever_the_blocks(before: list[tuple[int, int]], size: int):
+def test_rule_28_digests_come_as_they_were_written_whatever_the_blocks(
+    before: list[tuple[int, int]], size: int
+):
     records = [(offset, length, bytes([length % 251]) * 32) for offset, length in before]
     written = [(offset, length, 1, sha256) for offset, length, sha256 in records]
     blocks = packed([*written, (CAPACITY, 0, 2, b"")], size)
@@ -102,6 +121,63 @@ def test_digests_come_as_they_were_written_whatever_the_blocks(before: list[tupl
         [(0, 0, 0, b"")],
     ],
 )
-def test_digests_that_cannot_be_end_the_copy(records: list[tuple[int, int, int, bytes]]):
+def test_rule_28_digests_that_cannot_be_end_the_copy(records: list[tuple[int, int, int, bytes]]):
     with pytest.raises(DigestsError):
         list(digests(packed(records, 4096), CAPACITY))
+
+
+def test_rule_27_a_record_that_changed_in_part_is_left_out_and_of_zeroes_the_rest_is_read():
+    sample = RECORD.pack(0, PIECE_BYTES, 1, b"a" * 32) + RECORD.pack(PIECE_BYTES, 4 * SECTOR, 0, b"")
+    sample += RECORD.pack(2 * PIECE_BYTES, SECTOR, 1, b"b" * 32)
+    changed = Extents([(SECTOR, SECTOR), (PIECE_BYTES + SECTOR, SECTOR)])
+    assert list(audit(sample, changed, CAPACITY)) == [
+        Work(PIECE_BYTES, SECTOR, sha256=b"", audit=True),
+        Work(PIECE_BYTES + 2 * SECTOR, 2 * SECTOR, sha256=b"", audit=True),
+        Work(2 * PIECE_BYTES, SECTOR, sha256=b"b" * 32, audit=True),
+    ]
+
+
+@settings(deadline=None, max_examples=100)
+@given(ranges(), ranges(), st.integers(0, 2**32))
+def test_rule_27_an_audit_reads_no_byte_that_changed_and_all_records_that_did_not(
+    sample: list[tuple[int, int]], changes: list[tuple[int, int]], seed: int
+):
+    dice = random.Random(seed)
+    records = [
+        RECORD.pack(offset, length, 1, bytes([1 + length % 250]) * 32)
+        if dice.random() < 0.5
+        else RECORD.pack(offset, length, 0, b"")
+        for offset, length in sample
+    ]
+    changed = Extents(changes)
+    given_twice = records + dice.sample(records, len(records) // 2)
+    dice.shuffle(given_twice)
+    done = list(audit(b"".join(given_twice), changed, CAPACITY))
+    read = Extents((each.offset, each.length) for each in done)
+    assert read.intersect(changed) == Extents()
+    expected = Extents()
+    for (offset, length), record in zip(sample, records, strict=True):
+        (_, _, kind, _) = RECORD.unpack(record)
+        part = Extents([(offset, length)])
+        rest = part.subtract(changed)
+        if kind == 0 or rest == part:
+            expected = expected.union(rest)
+    assert read == expected
+    known = {(offset, length): bytes([1 + length % 250]) * 32 for offset, length in sample}
+    for each in done:
+        assert each.audit
+        assert each.sha256 == b"" or each.sha256 == known[each.offset, each.length]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        (CAPACITY - 512, 1024, 1, b"a" * 32),
+        (0, PIECE_BYTES + 512, 1, b"a" * 32),
+        (0, 0, 1, b"a" * 32),
+        (0, 512, 2, b""),
+    ],
+)
+def test_a_sample_that_cannot_be_is_refused(record: tuple[int, int, int, bytes]):
+    with pytest.raises(DigestsError):
+        list(audit(RECORD.pack(*record), Extents(), CAPACITY))

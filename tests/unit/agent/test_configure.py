@@ -8,6 +8,7 @@ import pytest
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.config import load_config
+from sendense_agent.domain.checkpoints import MIB, Checkpoints
 from sendense_agent.domain.limits import GIB, Limits
 from sendense_agent.main import main
 from sendense_common.errors import SendenseError
@@ -60,6 +61,24 @@ def test_a_configuration_of_before_there_were_limits_still_works(tmp_path: Path)
     del facts["limits"]
     (state / "agent.json").write_text(json.dumps(facts))
     assert limits(state) == Limits()
+
+
+def test_checkpoints_are_kept_and_what_is_not_given_stays(tmp_path: Path):
+    state = tmp_path / "agent"
+    paths = AgentPaths(state, state / "run")
+    configure(state)
+    assert load_config(paths).checkpoints == Checkpoints(bytes=256 * MIB, seconds=10.0)
+    assert configure(state, "--checkpoint-mib", "16") == 0
+    assert configure(state, "--checkpoint-seconds", "2.5") == 0
+    assert load_config(paths).checkpoints == Checkpoints(bytes=16 * MIB, seconds=2.5)
+
+
+@pytest.mark.parametrize("wrong", [("--checkpoint-mib", "0"), ("--checkpoint-seconds", "0")])
+def test_a_checkpoint_that_never_comes_or_never_ends_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: tuple[str, str]
+):
+    assert configure(tmp_path / "agent", *wrong) == 2
+    assert "at least 1 MiB, and more than 0 seconds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [{"reads_per_host": 0}, {"unknown": 1}, 7])

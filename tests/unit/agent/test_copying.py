@@ -11,7 +11,10 @@ import pytest
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.domain.extents import Extents
+from sendense_agent.domain.remainder import Remainder
 from sendense_agent.worker.copying import Copying
+from sendense_agent.worker.written import WrittenBook
 from sendense_common.errors import SendenseError
 
 pytestmark = pytest.mark.unit
@@ -46,12 +49,15 @@ class Disks(Copying):
     async def copy_all(self) -> None:
         plans: Any = [
             types.SimpleNamespace(
-                mode=pb.DISK_MODE_FULL, disk=types.SimpleNamespace(key=key, label="d", capacity_bytes=512)
+                mode=pb.DISK_MODE_FULL,
+                disk=types.SimpleNamespace(key=key, label="d", capacity_bytes=512),
+                left=lambda written: Remainder(Extents(), Extents(), Extents()),
             )
             for key in KEYS
         ]
         exports = [pb.DiskExport(disk_key=key, export_name=f"e{key}", capacity_bytes=512) for key in KEYS]
-        await self.run(None, None, plans, pb.OpenExports(exports=exports))  # type: ignore[arg-type]
+        opened = pb.OpenExports(exports=exports)
+        await self.run(None, None, plans, opened, WrittenBook())  # type: ignore[arg-type]
 
 
 async def test_a_cancel_lets_every_copy_finish_its_clean_up():
@@ -102,3 +108,29 @@ async def test_a_rate_is_shared_by_those_that_run_also_when_they_end_meanwhile()
     copying._movers = dict(zip(KEYS, movers, strict=True))  # type: ignore[arg-type]
     await copying.limit(0)
     assert [mover.limits for mover in movers] == [[10, 1, 0]] * 3
+
+
+class Tree:
+    """A snapshot that is there, or not."""
+
+    def __init__(self, *, there: bool) -> None:
+        self._there = there
+
+    async def exists(self) -> bool:
+        return self._there
+
+
+async def test_rule_27_a_mismatch_counts_only_while_the_snapshot_is_known_to_exist():
+    said: list[pb.RunBackupResponse] = []
+
+    async def say(event: pb.RunBackupResponse) -> None:
+        said.append(event)
+
+    copying = Copying(None, "job", "web", say, None)  # type: ignore[arg-type]
+    mismatch = pb.AuditMismatch(disk_key=2000, extents_bytes=[0, 512])
+    with pytest.raises(SendenseError) as lost:
+        await copying._take(mismatch, Tree(there=False))  # type: ignore[arg-type]
+    assert lost.value.reason == Reason.REASON_SNAPSHOT_LOST
+    assert said == []
+    await copying._take(mismatch, Tree(there=True))  # type: ignore[arg-type]
+    assert [each.audit_mismatch for each in said] == [mismatch]

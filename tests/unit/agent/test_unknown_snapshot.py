@@ -10,7 +10,8 @@ import pytest
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
-from sendense_agent.worker.backup import Backup
+from sendense_agent.domain.limits import Limits
+from sendense_agent.worker.own_snapshot import OwnSnapshot
 from sendense_common.errors import SendenseError
 
 pytestmark = pytest.mark.unit
@@ -61,9 +62,9 @@ async def test_a_snapshot_that_may_still_come_is_told_as_left(
             raise outcome
 
     found = [Snapshot()] if there else []
-    backup = Backup(None, None, pb.BackupStart(job_id="j", hub_id="h"))  # type: ignore[arg-type]
-    await backup._remove_unknown(Machine(found), asyncio.create_task(make()))  # type: ignore[arg-type]
-    assert backup._snapshot_left == left
+    own = OwnSnapshot(pb.BackupStart(job_id="j", hub_id="h"), Limits(), None, None)  # type: ignore[arg-type]
+    await own._remove_unknown(Machine(found), asyncio.create_task(make()))  # type: ignore[arg-type]
+    assert own.may_be_left == left
     assert all(each.removed for each in found)
 
 
@@ -71,6 +72,6 @@ async def test_a_vcenter_that_cannot_be_asked_leaves_the_question_open():
     async def make() -> Any:
         raise SILENT
 
-    backup = Backup(None, None, pb.BackupStart(job_id="j", hub_id="h"))  # type: ignore[arg-type]
-    await backup._remove_unknown(Machine(SILENT), asyncio.create_task(make()))  # type: ignore[arg-type]
-    assert backup._snapshot_left
+    own = OwnSnapshot(pb.BackupStart(job_id="j", hub_id="h"), Limits(), None, None)  # type: ignore[arg-type]
+    await own._remove_unknown(Machine(SILENT), asyncio.create_task(make()))  # type: ignore[arg-type]
+    assert own.may_be_left

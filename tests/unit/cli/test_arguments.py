@@ -10,8 +10,7 @@ import grpc
 import pytest
 
 from sendense.common.v1.reason_pb2 import Reason
-from sendense.hub.v1 import vcenter_service_pb2
-from sendense_cli.commands import vcenter
+from sendense_cli import vcenter_input
 from sendense_cli.exits import Exit, exit_code, show_error
 from sendense_common.errors import CODES, SendenseError
 
@@ -28,32 +27,35 @@ pytestmark = pytest.mark.unit
     ],
 )
 def test_addresses(text: str, host: str, port: int) -> None:
-    assert vcenter._address(text) == (host, port)
+    made = vcenter_input.endpoint(text, None, "ab" * 32)
+    assert (made.host, made.port) == (host, port)
 
 
 @pytest.mark.parametrize("text", ["vc:", "vc:0", "vc:65536", "vc:x"])
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(SendenseError, match="HOST"):
-        vcenter._address(text)
+        vcenter_input.endpoint(text, None, "ab" * 32)
 
 
 @pytest.mark.parametrize("prefix", ["", "sha256 Fingerprint="])
 def test_a_thumbprint_is_taken_as_openssl_prints_it(prefix: str) -> None:
-    made = vcenter_service_pb2.Vcenter()
-    vcenter._trust(made, None, prefix + ":".join(["AB"] * 32))
+    made = vcenter_input.endpoint("vc", None, prefix + ":".join(["AB"] * 32))
     assert made.certificate_sha256 == b"\xab" * 32
 
 
 @pytest.mark.parametrize("text", ["AB:CD", "zz" * 32, "ab" * 20])
 def test_a_thumbprint_of_another_kind_is_refused(text: str) -> None:
     with pytest.raises(SendenseError, match="SHA-256"):
-        vcenter._trust(vcenter_service_pb2.Vcenter(), None, text)
+        vcenter_input.endpoint("vc", None, text)
 
 
 def test_a_vcenter_is_never_trusted_for_nothing(tmp_path: Path) -> None:
     for file, thumbprint in ((None, ""), (tmp_path / "ca.pem", "ab" * 32)):
         with pytest.raises(SendenseError, match="exactly one"):
-            vcenter._trust(vcenter_service_pb2.Vcenter(), file, thumbprint)
+            vcenter_input.endpoint("vc", file, thumbprint)
+    (tmp_path / "empty").write_text(" \n")
+    with pytest.raises(SendenseError, match="is empty"):
+        vcenter_input.endpoint("vc", tmp_path / "empty", "")
 
 
 @pytest.mark.parametrize(
@@ -73,17 +75,17 @@ def test_only_the_final_newline_of_a_password_is_dropped(
 ) -> None:
     file = tmp_path / "pw"
     file.write_bytes(content)
-    assert vcenter._password(False, file) == password
+    assert vcenter_input.password(False, file) == password
 
 
 def test_a_password_comes_from_one_place(tmp_path: Path) -> None:
     for stdin, file in ((False, None), (True, tmp_path / "pw")):
         with pytest.raises(SendenseError, match="exactly one"):
-            vcenter._password(stdin, file)
+            vcenter_input.password(stdin, file)
     with pytest.raises(SendenseError, match="cannot be read"):
-        vcenter._password(False, tmp_path / "missing")
+        vcenter_input.password(False, tmp_path / "missing")
     with pytest.raises(SendenseError, match="more than 4096 bytes"):
-        vcenter._password(False, Path("/dev/zero"))
+        vcenter_input.password(False, Path("/dev/zero"))
 
 
 def test_every_reason_has_an_exit_code_other_than_0() -> None:

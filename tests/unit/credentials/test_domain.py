@@ -12,7 +12,7 @@ from sendense_common.errors import SendenseError
 from sendense_common.keys import Redemption
 from sendense_credentials.domain.agent import check_agent_id
 from sendense_credentials.domain.credential import Credential, Envelope, check_name
-from sendense_credentials.domain.lease import Lease, is_signed_now, operation_name, refusal
+from sendense_credentials.domain.lease import Lease, operation_name, refusal, seconds_off
 from sendense_credentials.domain.secret import Secret
 from sendense_credentials.rpc.wire import to_ns, to_operation, to_uuid
 
@@ -46,7 +46,8 @@ def test_impossible_secrets_are_refused_without_quoting_them(username, password,
 def test_ff22_nothing_shows_a_secret_by_accident():
     assert repr(Secret("someone", ODD)) == "Secret()"
     assert repr(Login("someone", ODD)) == "Login()"
-    shown = repr(Credential("id", "name", 1, 0, 0, Envelope("kek", b"wrapped", b"cipher")))
+    envelope = Envelope("kek", b"wrapped", b"cipher", "kek")
+    shown = repr(Credential("id", "name", 1, 0, 0, envelope, bound_to=""))
     assert "wrapped" not in shown
     assert "cipher" not in shown
 
@@ -97,21 +98,22 @@ def test_impossible_times_are_refused(time):
 
 MINUTE_US = 60_000_000
 NOW_US = 1_800_000_000_000_000
-REQUEST = Redemption("lease-1", "site-a", 1, NOW_US * 1000, bytes(16))
+REQUEST = Redemption("lease-1", "c", "site-a", 1, NOW_US * 1000, bytes(16))
 
 
 @pytest.mark.parametrize(
-    ("off_us", "near"),
+    ("ahead_us", "off_s"),
     [
-        (0, True),
-        (5 * MINUTE_US, True),
-        (-5 * MINUTE_US, True),
-        (5 * MINUTE_US + 1, False),
-        (-5 * MINUTE_US - 1, False),
+        (0, 0),
+        (5 * MINUTE_US, 0),
+        (-5 * MINUTE_US, 0),
+        (5 * MINUTE_US + 1, 300),
+        (-5 * MINUTE_US - 1, -301),
+        (24 * 60 * MINUTE_US, 86_400),
     ],
 )
-def test_the_time_of_signing_may_be_five_minutes_off(off_us, near):
-    assert is_signed_now(REQUEST, NOW_US + off_us) is near
+def test_the_time_of_signing_may_be_five_minutes_off(ahead_us, off_s):
+    assert seconds_off(REQUEST, NOW_US - ahead_us) == off_s
 
 
 def lease(**changes) -> Lease:
@@ -133,7 +135,13 @@ def lease(**changes) -> Lease:
         (None, Reason.REASON_LEASE_INVALID, "does not exist, or not for agent site-a"),
         (lease(agent_id="site-b"), Reason.REASON_LEASE_INVALID, "does not exist, or not for agent site-a"),
         (lease(operation=3), Reason.REASON_LEASE_INVALID, "issued for TEST, not for BACKUP"),
-        (lease(redeem_time_us=NOW_US), Reason.REASON_LEASE_INVALID, "was used already"),
+        (lease(credential_id="d"), Reason.REASON_LEASE_INVALID, "was not issued for credential c"),
+        (lease(redeem_time_us=NOW_US), Reason.REASON_LEASE_USED, "was used already"),
+        (
+            lease(end_time_us=NOW_US, end_cause="its grant was taken back"),
+            Reason.REASON_LEASE_REVOKED,
+            "was ended: its grant was taken back",
+        ),
         (lease(expire_time_us=NOW_US - 7_000_000), Reason.REASON_LEASE_EXPIRED, "expired 7 s ago"),
         (lease(expire_time_us=NOW_US), Reason.REASON_LEASE_EXPIRED, "expired 0 s ago"),
     ],

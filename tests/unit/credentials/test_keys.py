@@ -29,7 +29,7 @@ pytestmark = pytest.mark.unit
 
 AGENT = AgentKeys.generate()
 OTHER = AgentKeys.generate()
-REDEMPTION = Redemption("lease-1", "site-a", 1, 1_800_000_000_000_000_001, bytes(range(16)))
+REDEMPTION = Redemption("lease-1", "credential-1", "site-a", 1, 1_800_000_000_000_000_001, bytes(range(16)))
 
 FIELD = st.one_of(st.text(max_size=8), st.binary(max_size=8), st.integers(-(2**63), 2**63 - 1))
 
@@ -55,6 +55,7 @@ def test_bytes_cannot_move_between_fields():
 
 CHANGES = [
     {"lease_id": "lease-2"},
+    {"credential_id": "credential-2"},
     {"agent_id": "site-b"},
     {"operation": 2},
     {"nonce": bytes(16)},

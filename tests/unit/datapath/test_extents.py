@@ -50,3 +50,11 @@ def test_it_survives_the_way_to_another_process(sectors: set[int]):
 def test_what_is_not_in_order_is_refused(bad: tuple[int, int]):
     with pytest.raises(ValueError, match="range"):
         Extents([(4, 4)]).append(*bad)
+
+
+@given(some, st.integers(1, 9))
+def test_rounded_out_are_all_units_that_are_touched(sectors: set[int], unit: int):
+    touched = {sector // unit for sector in sectors}
+    assert sectors_of(made(sectors).round_out(unit)) == {
+        sector for each in touched for sector in range(each * unit, (each + 1) * unit)
+    }

@@ -60,16 +60,18 @@ def test_phases_counters_and_disks_never_go_backwards(steps: list[Change]):
         before = pb.Job()
         before.CopyFrom(job)
         step(job)
-        assert job.phase >= before.phase
-        assert job.attempt >= before.attempt
+        assert (job.attempt, job.phase) >= (before.attempt, before.phase)
         assert len(job.warnings) >= len(before.warnings)
         assert len(job.disks) == len(KEYS)
         for old, new in zip(before.disks, job.disks, strict=True):
             assert new.key == old.key
-            assert new.state >= old.state
+            if job.attempt == before.attempt:
+                assert new.state >= old.state
+            else:
+                assert new.state in {pb.DISK_STATE_PENDING, pb.DISK_STATE_SKIPPED}
             for name in COUNTERS:
                 assert getattr(new, name) >= getattr(old, name)
-            if old.state == pb.DISK_STATE_COPIED:
+            if old.state == pb.DISK_STATE_COPIED and job.attempt == before.attempt:
                 assert new == old, "what was said of a finished disk stands"
 
 

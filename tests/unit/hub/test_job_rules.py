@@ -35,9 +35,9 @@ def test_every_phase_of_an_agent_is_a_phase_of_the_job_and_they_only_go_forward(
     assert pb.JOB_PHASE_COMMIT not in shown, "only the hub commits"
 
 
-def test_a_job_can_be_cancelled_until_its_point_is_being_completed():
+def test_a_job_can_be_cancelled_until_its_point_is_being_completed_and_while_it_waits():
     for state, phase in itertools.product(pb.JobState.values(), pb.JobPhase.values()):
-        wanted = state in job_rules.ACTIVE and phase < pb.JOB_PHASE_COMMIT
+        wanted = (state in job_rules.ACTIVE and phase < pb.JOB_PHASE_COMMIT) or state == pb.JOB_STATE_WAITING
         assert job_rules.may_cancel(pb.Job(state=state, phase=phase)) == wanted
 
 

@@ -54,7 +54,7 @@ def test_every_scenario_that_is_shipped_can_be_read(name: str) -> None:
 def test_the_example_on_the_page_is_a_scenario(file: Path) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     file.write_text(example)
-    assert read(file).backup[0].expect.reason == "SNAPSHOT_LOST"
+    assert read(file).backup[0].expect.warnings == ["snapshot_replaced"]
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,12 @@ def compose() -> dict[str, Any]:
 
 
 def mounts(service: str) -> dict[str, tuple[str, bool]]:
-    """Volumes of a service: where, to (name, whether it is read-only)."""
+    """Volumes and directories of the host in a service: where, to (name, whether it is read-only)."""
     found = {}
-    for text in compose()["services"][service]["volumes"]:
-        name, where, *mode = text.split(":")
-        found[where] = (name, mode == ["ro"])
+    for each in compose()["services"][service]["volumes"]:
+        if isinstance(each, dict):
+            found[each["target"]] = (each["source"], each.get("read_only", False))
+        else:
+            name, where, *mode = each.split(":")
+            found[where] = (name, mode == ["ro"])
     return found

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from sendense_common.paths import AgentPaths, CredentialsPaths, HubPaths, Instal
 pytestmark = pytest.mark.unit
 
 STATE = Path("/var/lib/sendense")
+KEY_ON_HOST = "${SENDENSE_KEY_ON_HOST:-/etc/sendense/key}"
 PARSERS = {
     "hub": sendense_hub.main.parser,
     "agent": sendense_agent.main.parser,
@@ -133,16 +135,31 @@ def test_hub_and_credentials_share_sockets_and_nothing_else():
     names = {service: {name for name, _ in mounts(service).values()} for service in SERVICES}
     assert names["hub"] & names["credentials"] == {"hub-sockets", "credentials-sockets"}
     assert not names["agent"] & (names["hub"] | names["credentials"])
-    assert set(compose()["volumes"]) == set().union(*names.values())
+    assert set().union(*names.values()) == {*compose()["volumes"], KEY_ON_HOST}
 
 
-def test_the_key_comes_from_a_mounted_file_that_only_credentials_has(monkeypatch: pytest.MonkeyPatch):
-    content = compose()
-    (secret,) = content["services"]["credentials"]["secrets"]
-    assert str(options("credentials", monkeypatch).key_file) == f"/run/secrets/{secret['target']}"
-    assert set(content["secrets"]) == {secret["source"]}
-    assert set(content["secrets"][secret["source"]]) == {"file"}
-    assert not any("secrets" in content["services"][each] for each in ("hub", "agent"))
+def test_the_key_is_in_a_directory_of_the_host_that_credentials_can_write_to_and_no_other_has(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    directory = options("credentials", monkeypatch).key_file.parent
+    # The directory itself: a file that is mounted by itself cannot be replaced by a new key.
+    assert mounts("credentials")[str(directory)] == (KEY_ON_HOST, False)
+    (bound,) = (each for each in compose()["services"]["credentials"]["volumes"] if isinstance(each, dict))
+    assert bound["type"] == "bind"
+    assert bound["bind"] == {"create_host_path": False}, "an empty one of root's would be no key"
+    assert str(directory) in Containerfile("credentials").made_directories
+    # Apart from the database, and nothing that an engine makes anew where the mount was forgotten.
+    kept = {where for where, (name, _) in mounts("credentials").items() if name != KEY_ON_HOST}
+    assert not below(str(directory), kept)
+    assert str(directory) not in Containerfile("credentials").one("VOLUME").strings
+    for service in ("hub", "agent"):
+        assert {name for name, _ in mounts(service).values()} <= set(compose()["volumes"]), "of the host"
+    assert "secrets" not in compose()
+    page = (ROOT / "docs/operations.md").read_text()
+    (default,) = re.findall(r"\{SENDENSE_KEY_ON_HOST:-(\S+)\}", KEY_ON_HOST)
+    assert f"install -d -m 700 -o 10001 -g 10001 {default}\n" in page
+    assert f"--volume {default}:{directory} sendense-credentials" in page
+    assert f"--key-file {options('credentials', monkeypatch).key_file}\n" in page
     for service in SERVICES:
         assert not Containerfile(service).all("ARG")
         names = [word.split("=")[0] for each in Containerfile(service).all("ENV") for word in each.words]

@@ -27,7 +27,25 @@ _UNSIGNED = {
 }
 _INTEGERS = {FieldDescriptorProto.TYPE_INT32, FieldDescriptorProto.TYPE_INT64}
 # Integers that count nothing and measure nothing, or whose unit is the word itself.
-_WITHOUT_UNIT = {"key", "disk_key", "port", "attempt", "seq", "after_seq", "page_size"}
+_WITHOUT_UNIT = {
+    "key",
+    "disk_key",
+    "fruitless_attempts",
+    "newest_protocol",
+    "oldest_protocol",
+    "protocol",
+    "untrusted_disk_keys",
+    "audit_mismatches",
+    "mismatches",
+    "era",
+    "port",
+    "attempt",
+    "seq",
+    "sequence",
+    "known_sequence",
+    "after_seq",
+    "page_size",
+}
 
 
 @cache
@@ -115,7 +133,7 @@ def test_numbers_are_signed_and_say_their_unit(files: list[FileDescriptorProto])
                 where = f"{file.name}: {message.name}.{field.name}"
                 assert field.type not in _UNSIGNED, where
                 if field.type in _INTEGERS:
-                    assert field.name in _WITHOUT_UNIT or "bytes" in field.name.split("_"), where
+                    assert field.name in _WITHOUT_UNIT or {"bytes", "count"} & {*field.name.split("_")}, where
 
 
 def test_every_reason_has_a_status(files: list[FileDescriptorProto]):

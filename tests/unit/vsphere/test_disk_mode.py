@@ -53,6 +53,14 @@ def test_rule_02_the_first_backup_after_turning_tracking_on_reads_everything() -
     assert reason(previous(change_id="")) == "change_id_missing"
 
 
+def test_rule_27_a_disk_whose_tracking_left_something_out_is_compared_with_its_last_point() -> None:
+    made = decide(previous(), NOW, tracking_just_enabled=False, trusted=False)
+    assert made == DiskMode(pb.DISK_MODE_COMPARED, "cbt_not_trusted")
+    assert decide(None, NOW, tracking_just_enabled=False, trusted=False).reason == "first_backup"
+    grown = dataclasses.replace(NOW, capacity_bytes=11 * 2**30)
+    assert decide(previous(), grown, tracking_just_enabled=False, trusted=False).mode == pb.DISK_MODE_FULL
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"disk_object_id": "101-2001"}, {"backing_uuid": "6000C29b"}, {"key": 2001}],

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
     ("fault", "reason", "retryable"),
     [
         (vim.fault.InvalidLogin, Reason.REASON_VCENTER_LOGIN_FAILED, False),
-        (vim.fault.PasswordExpired, Reason.REASON_VCENTER_LOGIN_FAILED, False),
+        (vim.fault.PasswordExpired, Reason.REASON_VCENTER_ACCOUNT_LOCKED, False),
         (vim.fault.NoPermission, Reason.REASON_VCENTER_NO_PERMISSION, False),
         (vim.fault.NotAuthenticated, Reason.REASON_VCENTER_SESSION_LOST, True),
         (vim.fault.FileFault, Reason.REASON_VSPHERE_FAULT, False),

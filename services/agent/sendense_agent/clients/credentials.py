@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sendense.common.v1.reason_pb2 import Reason
-from sendense.credentials.v1.credential_service_pb2 import Secret
+from sendense.credentials.v1.credential_service_pb2 import Endpoint, Secret
 from sendense.credentials.v1.operation_pb2 import Operation
 from sendense.credentials.v1.redemption_service_pb2 import RedeemLeaseRequest
 from sendense.credentials.v1.redemption_service_pb2_grpc import RedemptionServiceStub
@@ -35,6 +35,8 @@ class Login:
     """As the operator gave it."""
     password: str = field(repr=False)
     """As the operator gave it, to the byte."""
+    endpoint: Endpoint | None = field(default=None, repr=False)
+    """Where it may be sent, and nowhere else. None: it was stored before passwords were bound."""
 
 
 async def redeem(
@@ -43,6 +45,7 @@ async def redeem(
     *,
     agent_id: str,
     lease_id: str,
+    credential_id: str,
     operation: Operation.ValueType,
     timeout_s: float = _TIMEOUT_S,
 ) -> Login:
@@ -53,15 +56,18 @@ async def redeem(
         keys: this agent's.
         agent_id: this agent's ID, as it is registered with the credentials service.
         lease_id: from the hub.
+        credential_id: what it opens, by the hub's word.
         operation: what the lease was issued for.
         timeout_s: for the whole exchange.
 
     Raises:
-        SendenseError: LEASE_INVALID, LEASE_EXPIRED, SIGNATURE_INVALID, AGENT_UNKNOWN, CREDENTIAL_UNREADABLE;
-            SERVICE_UNAVAILABLE or DEADLINE_EXCEEDED when there is no answer.
+        SendenseError: LEASE_INVALID, LEASE_USED, LEASE_REVOKED, LEASE_EXPIRED, SIGNATURE_INVALID,
+            CLOCKS_DIFFER, AGENT_UNKNOWN, CREDENTIAL_UNREADABLE; SERVICE_UNAVAILABLE or DEADLINE_EXCEEDED when
+            there is no answer.
     """
     redemption = Redemption(
         lease_id=lease_id,
+        credential_id=credential_id,
         agent_id=agent_id,
         operation=operation,
         sign_time_ns=time.time_ns(),
@@ -71,6 +77,7 @@ async def redeem(
     sign_time.FromNanoseconds(redemption.sign_time_ns)
     request = RedeemLeaseRequest(
         lease_id=lease_id,
+        credential_id=credential_id,
         agent_id=agent_id,
         operation=operation,
         sign_time=sign_time,
@@ -92,4 +99,5 @@ async def redeem(
             f"what lease {lease_id} opened is not a secret",
             remedy="Check that the agent and the credentials service are of one version.",
         ) from None
-    return Login(secret.username, secret.password)
+    bound = secret.endpoint if secret.HasField("endpoint") else None
+    return Login(secret.username, secret.password, bound)

@@ -9,31 +9,38 @@ from collections.abc import AsyncGenerator
 
 from sendense.agent.v1 import backup_pb2 as pb
 
+_PASSING = frozenset({"progress", "lease_wanted", "logged_in"})
+"""Progress is soon replaced; who wants a lease asks again."""
+
 
 class EventLog:
-    """What a job has said so far. Progress is not numbered, not kept, and only the newest counts."""
+    """What a job has said so far. What is only passing is not numbered; the newest of its kind counts."""
 
     def __init__(self) -> None:
         self._events: deque[pb.RunBackupResponse] = deque()
         self._last = 0
         self._acked = 0
-        self._progress: pb.RunBackupResponse | None = None
+        self._passing: dict[str, pb.RunBackupResponse] = {}
         self._news = asyncio.Event()
-        self._delivered = False
+        self._delivered = 0
         self.ended = False
         """Whether the last event is `done` or `failed`."""
+        self.interrupted = False
+        """Whether `interrupted` was said: nothing may come for long."""
 
     def append(self, event: pb.RunBackupResponse) -> None:
         """Adds what the worker said; nothing follows the last event."""
         if self.ended:
             return
-        if event.WhichOneof("event") == "progress":
-            self._progress = event
+        kind = event.WhichOneof("event")
+        if kind in _PASSING:
+            self._passing[kind] = event
         else:
             self._last += 1
             event.seq = self._last
             self._events.append(event)
-            self.ended = event.WhichOneof("event") in {"done", "failed"}
+            self.ended = kind in {"done", "failed"}
+            self.interrupted |= kind == "interrupted"
         self._wake()
 
     def ack(self, seq: int) -> None:
@@ -44,8 +51,10 @@ class EventLog:
         self._wake()
 
     async def wait_drained(self) -> None:
-        """Returns when it has ended and the hub knows, or at least has been sent the last event."""
-        while not (self.ended and (self._delivered or self._acked == self._last)):
+        """Returns when it has ended, or is interrupted, and the hub knows, or has at least been sent that."""
+        while not (
+            (self.ended or self.interrupted) and (self._delivered >= self._last or self._acked == self._last)
+        ):
             await self._news.wait()
 
     def continues_after(self, seq: int) -> bool:
@@ -55,22 +64,23 @@ class EventLog:
         return self._acked <= seq <= self._last
 
     async def follow(self, after_seq: int) -> AsyncGenerator[pb.RunBackupResponse, None]:
-        """Events after `after_seq` as they come, to the last one; of progress only what is new."""
-        sent, shown = after_seq, self._progress
+        """Events after `after_seq` as they come, to the last one; of what passes only what is new."""
+        sent, shown = after_seq, dict(self._passing)
         while True:
             news = self._news
             # Before the events: a disk's last counters come with its `disk_done`, and counters never fall.
-            if self._progress is not shown and not self.ended:
-                shown = self._progress
-                assert shown is not None
-                yield shown
+            for kind, event in list(self._passing.items()):
+                if event is not shown.get(kind) and not self.ended:
+                    shown[kind] = event
+                    yield event
             for event in [each for each in self._events if each.seq > sent]:
                 sent = event.seq
                 yield event
             sent = max(sent, self._acked)  # what the hub has stored, by another stream, is not missing here
-            if self.ended and sent >= self._last:
-                self._delivered = True
+            if sent > self._delivered:
+                self._delivered = sent
                 self._wake()
+            if self.ended and sent >= self._last:
                 return
             await news.wait()
 

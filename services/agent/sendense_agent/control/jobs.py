@@ -14,6 +14,7 @@ from sendense_agent.control.job import Job, fenced, lost
 from sendense_agent.control.permits import Permits
 from sendense_agent.control.worker_process import WorkerCommand
 from sendense_agent.domain.limits import Limits
+from sendense_common import audit_log
 from sendense_common.errors import SendenseError
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class Jobs:
             if start.attempt < job.attempt:
                 raise fenced(start.job_id, start.attempt, job.attempt)
             if start.attempt > job.attempt and start.after_seq == 0:
-                await job.end(fenced(start.job_id, job.attempt, start.attempt))
+                superseded = fenced(start.job_id, job.attempt, start.attempt)
+                await (job.give_way if start.HasField("resume") else job.end)(superseded)
                 if self._jobs.get(start.job_id) is job:
                     del self._jobs[start.job_id]
                 continue
@@ -69,7 +71,16 @@ class Jobs:
         if start.after_seq > 0:
             error = lost(start.job_id, "the agent was restarted, or the job ended long ago")
             return pb.BackupFailed(failure=error.to_failure(), snapshot_left=True)
-        return self._start(request)
+        job = self._start(request)
+        await audit_log.record(
+            "backup.run",
+            subject=start.job_id,
+            actor=audit_log.system_actor(),
+            attempt=start.attempt,
+            vm=start.vm_name,
+            vcenter=start.vcenter.name,
+        )
+        return job
 
     def _start(self, request: pb.RunBackupRequest) -> Job:
         start = request.start
@@ -79,7 +90,10 @@ class Jobs:
             )
         job_id = start.job_id
         for other in self._jobs.values():
-            if not other.log.ended and other.machine == (start.vcenter.name, start.vm_instance_uuid):
+            if not (other.log.ended or other.running.done()) and other.machine == (
+                start.vcenter.name,
+                start.vm_instance_uuid,
+            ):
                 raise SendenseError(
                     Reason.REASON_VM_BUSY,
                     f"job {other.start.job_id} of VM {start.vm_name} still runs at this site",
@@ -96,14 +110,14 @@ class Jobs:
         """Ends those of the jobs that run here, with their clean-up; returns when their workers are gone."""
         for job_id in job_ids:
             job = self._jobs.get(job_id)
-            if job is not None and not job.running.done():
+            if job is not None and not job.log.ended:
                 await job.end(SendenseError(Reason.REASON_CANCELLED, why, job=job_id))
 
     async def stop(self) -> None:
-        """Ends all, each with its clean-up; those that need longer than 20 s are killed."""
+        """Ends all within 20 s: those that can go on later leave their snapshot, the others clean up."""
         self._stopping = True
         running = [job.running for job in self._jobs.values() if not job.running.done()]
-        ending = [asyncio.create_task(job.end(_stopped(job))) for job in self._jobs.values()]
+        ending = [asyncio.create_task(job.suspend(_stopped(job))) for job in self._jobs.values()]
         if ending:
             await asyncio.wait(ending, timeout=_STOP_WITHIN_S)
         for task in running:
@@ -128,7 +142,7 @@ def _stopped(job: Job) -> SendenseError:
     return SendenseError(
         Reason.REASON_SERVICE_STOPPING,
         f"the agent was stopped while VM {job.start.vm_name} was backed up",
-        remedy="Start the backup again when the agent runs.",
+        remedy="Start the agent.",
         vm=job.start.vm_name,
         job=job.start.job_id,
     )

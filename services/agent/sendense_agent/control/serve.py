@@ -8,16 +8,19 @@ import contextlib
 import logging
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
 from sendense.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from sendense_agent.config import load_config, ssh_key_file
 from sendense_agent.control.jobs import Jobs
+from sendense_agent.control.reconciliation import Reconciliation
 from sendense_agent.control.worker_process import WorkerCommand, worker_command
 from sendense_agent.datapath.sources import vddk_version
 from sendense_agent.rpc.agent_service import AgentService
-from sendense_common import rpc
+from sendense_common import audit_log, rpc
 from sendense_common.keys import ensure_agent_keys
 from sendense_common.paths import AgentPaths, private_dir
+from sendense_common.rpc.audit_log_service import AuditLogServicer, served
 from sendense_common.service import only_one
 from sendense_common.tunnel import Tunnel, ensure_key, keep_connected
 
@@ -46,11 +49,11 @@ async def serve(paths: AgentPaths, stopping: asyncio.Event, *, command: WorkerCo
             shutil.rmtree(leftover, ignore_errors=True)
         if version := await vddk_version(config.vddk_libdir):
             log.info("disks are read with %s", version)
-        jobs = Jobs(command, config.limits)
+        jobs, reconciliation = Jobs(command, config.limits), Reconciliation(paths)
         service = rpc.Service(
             "sendense.agent.v1.AgentService",
             add_AgentServiceServicer_to_server,
-            AgentService(config.agent_id, command, jobs, vddk_libdir=config.vddk_libdir),
+            AgentService(config.agent_id, command, jobs, reconciliation, vddk_libdir=config.vddk_libdir),
         )
 
         @contextlib.asynccontextmanager
@@ -63,7 +66,12 @@ async def serve(paths: AgentPaths, stopping: asyncio.Event, *, command: WorkerCo
                 yield
 
         tunnel_ended = asyncio.Event()
-        async with rpc.serve(paths.grpc_socket, [service]):
+        limits = asdict(config.limits)
+        async with (
+            audit_log.opened(paths.audit_log_dir, f"agent:{config.agent_id}", **limits) as written,
+            rpc.serve(paths.grpc_socket, [service, served(AuditLogServicer(written))]),
+            reconciliation.running(),
+        ):
             tunnel = asyncio.create_task(keep_connected(config.tunnel(paths), connected, tunnel_ended))
             try:
                 await _until(stopping, tunnel)

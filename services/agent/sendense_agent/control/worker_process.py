@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
+from sendense.agent.v1.worker_record_pb2 import WorkerRecord
 from sendense.common.v1.failure_pb2 import Failure
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.worker.channel import Channel, unpack
-from sendense_common import process, telemetry
+from sendense_common import audit_log, process, telemetry
+from sendense_common.audit_log.record import OUTCOMES
 from sendense_common.errors import SendenseError
 from sendense_common.paths import AgentPaths
 
@@ -48,6 +52,12 @@ class WorkerProcess:
         self._child = child
         self._channel = Channel(child.stdout, child.stdin)
 
+    def kill(self) -> None:
+        """Ends it at once, and what it started, also what is stopped and would not hear another signal."""
+        if self._child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)  # it leads a session of its own
+
     async def send(self, message: Message) -> None:
         """Tells it something."""
         await self._channel.send(message)
@@ -62,6 +72,10 @@ class WorkerProcess:
             failure = unpack(wrapped, Failure)
             if failure is not None:
                 raise SendenseError.from_failure(failure)
+            done = unpack(wrapped, WorkerRecord)
+            if done is not None:
+                await _record(done)
+                continue
             yield wrapped
         code = await self._child.wait()
         if code != 0:
@@ -70,6 +84,12 @@ class WorkerProcess:
                 f"the agent's worker ended with code {code}",
                 remedy="The agent's log has its last words.",
             )
+
+
+async def _record(done: WorkerRecord) -> None:
+    outcome = next(each for each in OUTCOMES if each == done.outcome)
+    who = audit_log.system_actor()
+    await audit_log.record(done.act, subject=done.subject, outcome=outcome, actor=who, **done.facts)
 
 
 @contextlib.asynccontextmanager

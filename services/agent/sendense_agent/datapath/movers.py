@@ -19,7 +19,7 @@ from sendense_common.errors import SendenseError
 
 _STOP_GRACE_S = 5.0
 
-MoverEvent = pb.DiskProgress | pb.Checkpoint | pb.DiskDone
+MoverEvent = pb.DiskProgress | pb.Checkpoint | pb.AuditMismatch | pb.DiskDone
 
 
 class Mover:
@@ -30,9 +30,14 @@ class Mover:
         self._child = child
         self.finished = False
         """Whether it has said that its disk is done; it ends by itself then."""
+        self.gone = asyncio.Event()
+        """Set by who listens to it, when there is nothing more to hear."""
+        self._stopped = False
 
     async def events(self) -> AsyncGenerator[MoverEvent, None]:
-        """Progress (at least once, at most ten times a second), checkpoints, and DiskDone as the last one.
+        """Progress (at least once, at most ten times a second), the others, and DiskDone as the last one.
+
+        Of one that was stopped, a checkpoint may be the last one.
 
         Raises:
             SendenseError: SOURCE_READ_FAILED, TARGET_WRITE_FAILED, TUNNEL_LOST, TUNNEL_REFUSED,
@@ -45,6 +50,8 @@ class Mover:
                     yield event.progress.disks[0]
                 case "checkpoint":
                     yield event.checkpoint
+                case "audit_mismatch":
+                    yield event.audit_mismatch
                 case "disk_done":
                     self.finished = True
                     yield event.disk_done
@@ -52,6 +59,8 @@ class Mover:
                 case "failed":
                     raise SendenseError.from_failure(event.failed.failure)
         code = await self._child.wait()
+        if self._stopped and code == 0:
+            return
         raise SendenseError(
             Reason.REASON_COPY_PROCESS_DIED,
             f"the process that copied {self._order.label} ended with code {code}",
@@ -61,20 +70,30 @@ class Mover:
 
     async def limit(self, bytes_per_second: int) -> None:
         """Reads no faster from now on; 0 is no limit."""
+        await self._tell({"limit": bytes_per_second})
+
+    async def stop(self) -> None:
+        """It reads no more, writes and flushes what it has read, gives a last checkpoint, and ends."""
+        self._stopped = True
+        await self._tell({"stop": True})
+
+    async def _tell(self, command: dict[str, int]) -> None:
         assert self._child.stdin is not None
         with contextlib.suppress(ConnectionError):
-            self._child.stdin.write(json.dumps({"limit": bytes_per_second}).encode() + b"\n")
+            self._child.stdin.write(json.dumps(command).encode() + b"\n")
             await self._child.stdin.drain()
 
 
 @contextlib.asynccontextmanager
 async def start_mover(order: CopyOrder) -> AsyncIterator[Mover]:
     """Copies one disk in a process of its own, which is gone when the block has ended."""
-    descriptors = [_in_memory(order.read.to_bytes()), _in_memory(order.zero.to_bytes())]
+    extents = [each.to_bytes() for each in (order.read, order.zero, order.kept)]
+    descriptors = [_in_memory(each) for each in (*extents, order.audit)]
     try:
         child = await asyncio.create_subprocess_exec(
             *process.dying_with_parent(
-                [sys.executable, "-m", "sendense_agent.datapath.mover", *map(str, descriptors)]
+                [sys.executable, "-m", "sendense_agent.datapath.mover", *map(str, descriptors)],
+                parent_signal="KILL",  # one that is stopped (SIGSTOP) would not hear another signal
             ),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -48,30 +48,44 @@ def compared(reason: str) -> DiskMode:
     return DiskMode(pb.DISK_MODE_COMPARED, reason)
 
 
-def decide(previous: pb.PreviousDisk | None, now: DiskNow, *, tracking_just_enabled: bool) -> DiskMode:
+def decide(
+    previous: pb.PreviousDisk | None,
+    now: DiskNow,
+    *,
+    tracking_just_enabled: bool,
+    trusted: bool = True,
+    mistrusted: str = "",
+) -> DiskMode:
     """How one disk is copied; no other disk of the VM has a say in it.
 
     Args:
         previous: the disk's last complete point in the same repository; None: there is none.
         now: the disk in the snapshot that will be read.
-        tracking_just_enabled: changed block tracking was turned on by this very job.
+        tracking_just_enabled: changed block tracking was turned on by this very attempt.
+        trusted: it has left nothing out so far, as far as is known.
+        mistrusted: why an earlier attempt of the same job compared it; what could not be told then is not
+            believed now.
     """
     if previous is None:
         return full("first_backup")
-    if not _same_disk(previous, now):
+    if not same_disk(previous, now):
         return full("identity_changed")
     if previous.capacity_bytes != now.capacity_bytes:
         return full("capacity_changed")
+    if not trusted:
+        return compared("cbt_not_trusted")
+    if mistrusted:
+        return compared(mistrusted)
     if tracking_just_enabled:
         return compared("cbt_just_enabled")
     if not previous.change_id or not now.change_id:
         return compared("change_id_missing")
-    if not _continues(previous.change_id, now.change_id):
+    if not continues(previous.change_id, now.change_id):
         return compared("change_id_rejected")
     return INCREMENTAL
 
 
-def _same_disk(previous: pb.PreviousDisk, now: DiskNow) -> bool:
+def same_disk(previous: pb.PreviousDisk | pb.ResumableDisk, now: DiskNow) -> bool:
     """By device key and object ID, and by the backing's UUID where both are known. Never by a name."""
     if previous.key != now.key or previous.disk_object_id != now.disk_object_id:
         return False
@@ -81,7 +95,7 @@ def _same_disk(previous: pb.PreviousDisk, now: DiskNow) -> bool:
     return not known or previous.backing_uuid == now.backing_uuid
 
 
-def _continues(before: str, now: str) -> bool:
+def continues(before: str, now: str) -> bool:
     """Whether both IDs ("UUID/sequence") are of one tracking that has not gone back in time."""
     before_tracking, _, before_sequence = before.rpartition("/")
     now_tracking, _, now_sequence = now.rpartition("/")

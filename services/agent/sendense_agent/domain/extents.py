@@ -114,6 +114,16 @@ class Extents:
                 result.append(first, offset + length - first)
         return result
 
+    def round_out(self, unit_bytes: int) -> Extents:
+        """All units, counted from 0, of which at least a byte is in here."""
+        result = Extents()
+        for start, end in zip(self._starts, self._ends, strict=True):
+            first = max(start - start % unit_bytes, result.end)
+            last = end + -end % unit_bytes
+            if first < last:
+                result.append(first, last - first)
+        return result
+
     def clip(self, capacity_bytes: int) -> Extents:
         """What lies below `capacity_bytes`."""
         return self.intersect(Extents.whole(capacity_bytes))

@@ -20,9 +20,11 @@ from sendense.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.control.job import Job
 from sendense_agent.control.jobs import Jobs
+from sendense_agent.control.reconciliation import Reconciliation
 from sendense_agent.control.worker_process import WorkerCommand, start_worker
 from sendense_agent.datapath.sources import vddk_version
 from sendense_agent.worker.channel import unpack
+from sendense_common import audit_log, protocol
 from sendense_common.errors import SendenseError, invalid
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -35,8 +37,17 @@ M = TypeVar("M", bound=Message)
 class AgentService(AgentServiceServicer):
     """What an agent does for its hub."""
 
-    def __init__(self, agent_id: str, command: WorkerCommand, jobs: Jobs, *, vddk_libdir: str = "") -> None:
+    def __init__(
+        self,
+        agent_id: str,
+        command: WorkerCommand,
+        jobs: Jobs,
+        reconciliation: Reconciliation,
+        *,
+        vddk_libdir: str = "",
+    ) -> None:
         """Args: command: starts a worker; vddk_libdir: of VMware's library, if it is to be used."""
+        self._reconciliation = reconciliation
         self._vddk_libdir = vddk_libdir
         self._command = command
         self._agent_id = agent_id
@@ -55,6 +66,8 @@ class AgentService(AgentServiceServicer):
             version=sendense_common.__version__,
             tools=self._tools,
             job_ids=self._jobs.ids(),
+            oldest_protocol=protocol.HERE.oldest,
+            newest_protocol=protocol.HERE.newest,
         )
 
     async def ListVirtualMachines(
@@ -80,13 +93,38 @@ class AgentService(AgentServiceServicer):
         """See the contract."""
         return await self._ask(request, pb.CheckVirtualMachineResponse)
 
+    async def ResetChangeTracking(
+        self, request: pb.ResetChangeTrackingRequest, context: _Context
+    ) -> pb.ResetChangeTrackingResponse:
+        """See the contract."""
+        who = audit_log.system_actor()
+        async with audit_log.recorded("trust.reset", subject=request.vm_name, actor=who):
+            return await self._ask(request, pb.ResetChangeTrackingResponse)
+
+    async def FindSnapshots(
+        self, request: pb.FindSnapshotsRequest, context: _Context
+    ) -> pb.FindSnapshotsResponse:
+        """See the contract."""
+        if not request.hub_id:
+            raise invalid("hub_id", "is required")
+        return await self._ask(request, pb.FindSnapshotsResponse)
+
+    async def Reconcile(self, request: pb.ReconcileRequest, context: _Context) -> pb.ReconcileResponse:
+        """See the contract."""
+        acts = await asyncio.shield(self._reconciliation.round())
+        return pb.ReconcileResponse(acts=[act.to_message() for act in acts])
+
     async def CleanUpSnapshots(
         self, request: pb.CleanUpSnapshotsRequest, context: _Context
     ) -> pb.CleanUpSnapshotsResponse:
         """See the contract."""
         # A hub that was restarted speaks of jobs whose workers may still be here.
         await self._jobs.end_all((each.job_id for each in request.snapshots), "the hub says that it is over")
-        return await self._ask(request, pb.CleanUpSnapshotsResponse)
+        answer: pb.CleanUpSnapshotsResponse = await self._ask(request, pb.CleanUpSnapshotsResponse)
+        who = audit_log.system_actor()
+        for job_id in answer.cleaned_job_ids:
+            await audit_log.record("snapshot.remove", subject=job_id, actor=who, vcenter=request.vcenter.name)
+        return answer
 
     async def RunBackup(
         self, request_iterator: AsyncIterator[backup_pb2.RunBackupRequest], context: _Context
@@ -96,6 +134,7 @@ class AgentService(AgentServiceServicer):
         first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "start":
             raise invalid("message", "the first one must be `start`")
+        protocol.check(first.start.protocol)
         _check(first.start)
         job = await self._jobs.start_or_join(first)
         if isinstance(job, backup_pb2.BackupFailed):
@@ -148,8 +187,10 @@ def _check(start: backup_pb2.BackupStart) -> None:
         raise invalid("start.after_seq", "must be 0 or more")
     if start.quiesce not in backup_pb2.QuiesceMode.values() or not start.quiesce:
         raise invalid("start.quiesce", "is required")
-    if not 0 < start.orphan_timeout.ToNanoseconds() <= _LONGEST_ORPHAN_TIMEOUT_NS:
-        raise invalid("start.orphan_timeout", "must be more than nothing and at most a week")
+    if not 0 <= start.orphan_timeout.ToNanoseconds() <= _LONGEST_ORPHAN_TIMEOUT_NS:
+        raise invalid("start.orphan_timeout", "must be at most a week")
+    if start.HasField("resume") and not start.resume.snapshot_moref:
+        raise invalid("start.resume.snapshot_moref", "is required")
 
 
 async def _version(name: str) -> str:

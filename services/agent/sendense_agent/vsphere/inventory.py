@@ -25,19 +25,19 @@ _VM_PATHS = [
     "runtime.host",
 ]
 
-_Found = list[tuple[Any, dict[str, Any]]]
+Found = list[tuple[Any, dict[str, Any]]]
 
 
 async def virtual_machines(session: Session) -> list[VirtualMachine]:
     """All VMs, without templates, by name. Folders are paths: a slash within a name stays escaped."""
     doing = "listing VMs"
-    machines = await session.read(doing, lambda: _all_of(session, vim.VirtualMachine, _VM_PATHS))
-    hosts = await session.read(doing, lambda: _all_of(session, vim.HostSystem, ["name"]))
+    machines = await session.read(doing, lambda: all_of(session, vim.VirtualMachine, _VM_PATHS))
+    hosts = await session.read(doing, lambda: all_of(session, vim.HostSystem, ["name"]))
     folders = await session.read(
         doing,
         lambda: (
-            _all_of(session, vim.Folder, ["name", "parent"])
-            + _all_of(session, vim.Datacenter, ["name", "parent"])
+            all_of(session, vim.Folder, ["name", "parent"])
+            + all_of(session, vim.Datacenter, ["name", "parent"])
         ),
     )
     host_names = {moid(reference): found["name"] for reference, found in hosts}
@@ -50,7 +50,7 @@ async def virtual_machines(session: Session) -> list[VirtualMachine]:
     return sorted(listed, key=lambda machine: (machine.name, machine.moref))
 
 
-def _all_of(session: Session, kind: Any, paths: list[str]) -> _Found:
+def all_of(session: Session, kind: Any, paths: list[str]) -> Found:
     """All objects of a type, by a container view. Blocks."""
     content = session.content
     view = content.viewManager.CreateContainerView(content.rootFolder, [kind], True)

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyVmomi import vim, vmodl
-from pyVmomi.VmomiJSONEncoder import VmomiJSONEncoder
 
 from sendense.agent.v1 import backup_pb2
 from sendense.common.v1.reason_pb2 import Reason
@@ -127,8 +125,12 @@ class Machine:
             yield tree
             pending.extend(tree.childSnapshotList or [])
 
-    def preflight(self) -> Preflight:
+    def preflight(self, frozen: Sequence[VirtualDisk] | None = None) -> Preflight:
         """Which disks can be protected.
+
+        Args:
+            frozen: disks of a snapshot of ours that exists already. Those count then: the VM's own list shows
+                what was made on top of them.
 
         Raises:
             SendenseError: VM_HAS_NO_PROTECTABLE_DISK; DISK_NEEDS_VDDK; DISK_MISMATCH when two disks
@@ -143,8 +145,8 @@ class Machine:
                     vm=self.name,
                     disk=key,
                 )
-        eligible = [disk for disk in disks if not disk.unprotectable_reason]
         skipped = [disk for disk in disks if disk.unprotectable_reason]
+        eligible = [disk for disk in frozen or disks if not disk.unprotectable_reason]
         if not eligible:
             reasons = ", ".join(f"{disk.label}: {disk.unprotectable_reason}" for disk in skipped)
             raise SendenseError(
@@ -166,15 +168,46 @@ class Machine:
 
     async def enable_changed_block_tracking(self) -> bool:
         """Turns it on where possible; True when this call did it. Takes effect at the next snapshot."""
-        possible = self._facts.get("capability.changeTrackingSupported", True)
-        if self.changed_block_tracking or not possible or any(True for _ in self.snapshot_trees()):
+        if self.changed_block_tracking or not self._can_track or any(True for _ in self.snapshot_trees()):
             return False
-        doing = f"turning on changed block tracking of VM {self.name}"
-        spec = vim.vm.ConfigSpec(changeTrackingEnabled=True)
+        await self._track(on=True)
+        return True
+
+    async def reset_changed_block_tracking(self, hub_id: str, reset_id: str) -> None:
+        """Has vSphere forget what it tracked: off, a snapshot that is removed at once, and on again.
+
+        The snapshot is what makes ESXi notice that it is off. Tracking begins anew at the next one.
+
+        Raises:
+            SendenseError: RESET_REFUSED, with nothing changed; and those of snapshots.
+        """
+        refusal = ""
+        if not self._can_track:
+            refusal = f"VM {self.name} cannot track changes"
+        elif names := [shown(tree.name) for tree in self.snapshot_trees()]:
+            refusal = f"VM {self.name} has snapshots ({', '.join(names)})"
+        if refusal:
+            raise SendenseError(
+                Reason.REASON_RESET_REFUSED,
+                f"changed block tracking is not reset: {refusal}",
+                remedy="Remove the VM's snapshots; without any, it needs a newer hardware version.",
+                vm=self.name,
+            )
+        await self._track(on=False)
+        snapshot = await self.create_snapshot(hub_id, reset_id, backup_pb2.QUIESCE_MODE_OFF)
+        await snapshot.remove()
+        await self._track(on=True)
+
+    @property
+    def _can_track(self) -> bool:
+        return bool(self._facts.get("capability.changeTrackingSupported", True))
+
+    async def _track(self, *, on: bool) -> None:
+        doing = f"turning {'on' if on else 'off'} changed block tracking of VM {self.name}"
+        spec = vim.vm.ConfigSpec(changeTrackingEnabled=on)
         await self._task(
             doing, lambda: self._reference.ReconfigVM_Task(spec), timeout_s=_RECONFIGURE_WITHIN_S
         )
-        return True
 
     async def create_snapshot(
         self, hub_id: str, job_id: str, quiesce: backup_pb2.QuiesceMode.ValueType
@@ -249,13 +282,27 @@ class Machine:
             SendenseError: DEADLINE_EXCEEDED when it does not end.
         """
         wanted = {describe(hub_id, job_id) for job_id in job_ids}
-        await self._snapshot_tasks_ended()
+        await self.snapshot_tasks_ended()
         await self.refresh()
         found = [tree for tree in self.snapshot_trees() if tree.description in wanted]
         found.sort(key=lambda tree: tree.id, reverse=True)
-        return [Snapshot(self._session, self._reference, tree.snapshot, self.name) for tree in found]
+        return [self._found(tree) for tree in found]
 
-    async def _snapshot_tasks_ended(self) -> None:
+    def _found(self, tree: Any) -> Snapshot:
+        snapshot = Snapshot(self._session, self._reference, tree.snapshot, self.name)
+        snapshot.created_at = tree.createTime
+        if tree.quiesced:
+            snapshot.quiesce_result = "quiesced"
+        elif tree.state == vim.VirtualMachine.PowerState.poweredOn:
+            snapshot.quiesce_result = "crash_consistent"
+        return snapshot
+
+    async def snapshot_tasks_ended(self) -> None:
+        """Returns when vSphere neither makes nor removes a snapshot of this VM, whoever asked for it.
+
+        Raises:
+            SendenseError: DEADLINE_EXCEEDED when it does not end.
+        """
         deadline = asyncio.get_running_loop().time() + _PATIENCE_S
         while await self._snapshot_task_runs():
             if asyncio.get_running_loop().time() >= deadline:
@@ -279,11 +326,6 @@ class Machine:
             if "snapshot" in kind and found.get("info.state") in _RUNNING:
                 return True
         return False
-
-    async def config_json(self) -> bytes:
-        """Its whole configuration, as vSphere gives it."""
-        found = await self._session.properties(self._reference, "config")
-        return json.dumps(found.get("config"), cls=VmomiJSONEncoder, sort_keys=True).encode()
 
     async def nvram(self) -> bytes:
         """Its NVRAM file; empty when there is none."""

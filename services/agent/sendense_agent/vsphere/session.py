@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import datetime
 import http.client
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 from pyVmomi import SoapStubAdapter, vim, vmodl
 
 from sendense.common.v1.reason_pb2 import Reason
-from sendense_agent.vsphere.faults import translate
+from sendense_agent.vsphere.faults import REFUSED_LOGIN, translate
 from sendense_agent.vsphere.tls import Trusted, VcenterTarget, connection_failed, recognize
 from sendense_common.errors import SendenseError
 from sendense_common.undisturbed import undisturbed
@@ -22,6 +24,8 @@ from sendense_common.undisturbed import undisturbed
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Secrets = Callable[[], contextlib.AbstractAsyncContextManager[tuple[str, str]]]
+"""Opens (user, password) for one more login, which the block is: how it ends is how the login ended."""
 
 _VERSION = "vim.version.v7_0"
 _CALL_TIMEOUT_S = 120
@@ -39,7 +43,7 @@ _PC = vmodl.query.PropertyCollector
 class Session:
     """One login; made by `open_session`. Calls run one after another in a thread of their own."""
 
-    def __init__(self, target: VcenterTarget, trusted: Trusted, username: str, password: str) -> None:
+    def __init__(self, target: VcenterTarget, trusted: Trusted, again: Secrets | None) -> None:
         self.target = target
         self.trusted = trusted
         self.vcenter_uuid = ""
@@ -48,8 +52,9 @@ class Session:
         """vCenter's own name of the session, for questions about its rights."""
         self.vddk = ""
         """Version of VMware's library, if disks can be read with it here."""
-        self._username = username
-        self._password = password
+        self._again = again
+        self._opening: asyncio.Task[None] | None = None
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vsphere")
         self._stub = SoapStubAdapter(
             host=target.host,
@@ -79,9 +84,23 @@ class Session:
         await self.call("asking whether the session is known", service.CurrentTime)
         return self._cookie
 
-    def login(self) -> tuple[str, str]:
-        """(User, password), for a program that has to log in by itself."""
-        return self._username, self._password
+    async def now(self) -> datetime.datetime:
+        """The time by vCenter's clock."""
+        service = vim.ServiceInstance("ServiceInstance", self._stub)
+        found: datetime.datetime = await self.read("asking for the time", service.CurrentTime)
+        return found
+
+    @contextlib.asynccontextmanager
+    async def login(self) -> AsyncIterator[tuple[str, str]]:
+        """(User, password), for a program that has to log in by itself, which is what the block does.
+
+        Raises:
+            SendenseError: VCENTER_SESSION_LOST when there is no way to get them again.
+        """
+        if self._again is None:
+            raise self._lost()
+        async with self._again() as secrets:
+            yield secrets
 
     def reference(self, kind: Any, moid: str) -> Any:
         """An object by its managed object ID."""
@@ -104,9 +123,10 @@ class Session:
                 return function()
             except vim.fault.NotAuthenticated:
                 log.warning("%s: the session had ended; logging in again", self.name)
-            self._login()
+            self._log_in_again(loop)
             return function()
 
+        loop = asyncio.get_running_loop()
         return await self._run(doing, repeating)
 
     async def call_expecting(self, doing: str, faults: Any, function: Callable[[], T]) -> T:
@@ -125,10 +145,17 @@ class Session:
             await asyncio.sleep(pause_s)
         return await self.call_expecting(doing, expecting, function)
 
-    async def _run(self, doing: str, function: Callable[[], T]) -> T:
-        """Only what a caller expects comes out as it is."""
+    async def _run(self, doing: str, function: Callable[[], T], *, aside: bool = False) -> T:
+        """Only what a caller expects comes out as it is.
+
+        Args:
+            doing: for messages.
+            function: blocks.
+            aside: in another thread than the session's, which waits for this.
+        """
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+            thread = None if aside else self._thread
+            return await asyncio.get_running_loop().run_in_executor(thread, function)
         except SendenseError:
             raise
         except Expected as expected:
@@ -169,15 +196,43 @@ class Session:
                 yield item.obj, {each.name: each.val for each in item.propSet}
             page = collector.ContinueRetrievePropertiesEx(page.token) if page.token else None
 
-    def _login(self) -> None:
-        """Blocks. A refused password is not tried again, whoever asks: accounts get locked."""
+    def _log_in_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Blocks, in the session's own thread: of the calls that wait behind, none logs in a second time.
+
+        A refused password is not tried again, whoever asks: accounts get locked.
+        """
         if self._refused is not None:
             raise self._refused
+        if self._again is None:
+            raise self._lost()
+        try:
+            asyncio.run_coroutine_threadsafe(self._open_again(self._again), loop).result()
+        except concurrent.futures.CancelledError:
+            raise self._lost() from None
+
+    async def _open_again(self, again: Secrets) -> None:
+        if self._closed:
+            raise self._lost()
+        self._opening = asyncio.current_task()
+        async with again() as (username, password):
+            doing = f"logging in again as {username!r}"
+            await self._run(doing, lambda: self._login(username, password), aside=True)
+
+    def _lost(self) -> SendenseError:
+        return SendenseError(
+            Reason.REASON_VCENTER_SESSION_LOST,
+            f"vCenter {self.name} has ended the session (NotAuthenticated)",
+            remedy="Start the operation again: it gets a new lease.",
+            vcenter=self.name,
+        )
+
+    def _login(self, username: str, password: str) -> None:
+        """Blocks."""
         self._stub.cookie = ""
         service = vim.ServiceInstance("ServiceInstance", self._stub)
         self.content = service.RetrieveContent()
         try:
-            self.key = self.content.sessionManager.Login(self._username, self._password, None).key
+            self.key = self.content.sessionManager.Login(username, password, None).key
         except vim.fault.InvalidLogin as fault:
             self._refused = fault
             raise
@@ -185,9 +240,9 @@ class Session:
         self.vcenter_uuid = self.content.about.instanceUuid
         self.full_name = self.content.about.fullName
 
-    async def open(self) -> None:
-        """Logs in; once, whatever happens."""
-        await self._run(f"logging in as {self._username!r}", self._login)
+    async def open(self, username: str, password: str) -> None:
+        """Logs in; once, whatever happens. The password is not kept."""
+        await self._run(f"logging in as {username!r}", lambda: self._login(username, password))
 
     async def keep_alive(self) -> None:
         """Asks for the time now and then, until it is cancelled."""
@@ -198,7 +253,7 @@ class Session:
                 await self.call("keeping the session", service.CurrentTime)
             except SendenseError as error:
                 log.warning("%s: keeping the session alive: %s", self.name, error)
-                if error.reason == Reason.REASON_VCENTER_LOGIN_FAILED:
+                if error.reason in REFUSED_LOGIN:
                     return
 
     async def close(self) -> None:
@@ -208,6 +263,9 @@ class Session:
             if self._cookie:
                 self.content.sessionManager.Logout()
 
+        self._closed = True
+        if self._opening is not None:
+            self._opening.cancel()  # else the session's thread would wait for it
         try:
             async with asyncio.timeout(_LOGOUT_WITHIN_S):
                 await self._run("logging out", log_out)
@@ -238,17 +296,27 @@ class Expected(Exception):  # noqa: N818 - carries a fault past the translation
 
 
 @contextlib.asynccontextmanager
-async def open_session(target: VcenterTarget, username: str, password: str) -> AsyncIterator[Session]:
-    """Verifies the vCenter, logs in once, and logs out when the block ends.
+async def open_session(
+    target: VcenterTarget, username: str, password: str, *, again: Secrets | None = None
+) -> AsyncIterator[Session]:
+    """Verifies the vCenter, logs in once, and logs out when the block ends. The password is not kept.
+
+    Args:
+        target: the vCenter.
+        username: for the first login.
+        password: for the first login.
+        again: opens them anew, for a session that vCenter has forgotten; None: it is lost then.
 
     Raises:
-        SendenseError: VCENTER_UNREACHABLE, VCENTER_CERTIFICATE_NOT_TRUSTED, VCENTER_LOGIN_FAILED.
+        SendenseError: VCENTER_UNREACHABLE, VCENTER_CERTIFICATE_NOT_TRUSTED, VCENTER_LOGIN_FAILED,
+            VCENTER_ACCOUNT_LOCKED.
     """
     trusted = await asyncio.to_thread(recognize, target)
-    session = Session(target, trusted, username, password)
+    session = Session(target, trusted, again)
     keeping: list[asyncio.Task[None]] = []
     try:
-        await session.open()
+        await session.open(username, password)
+        del username, password
         keeping.append(asyncio.create_task(session.keep_alive()))
         yield session
     finally:

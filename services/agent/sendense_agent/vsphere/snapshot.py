@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import json
 import logging
 from typing import Any
 
 from pyVmomi import vim, vmodl
+from pyVmomi.VmomiJSONEncoder import VmomiJSONEncoder
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.domain.extents import Extents
@@ -50,6 +53,14 @@ class Snapshot:
         """(code, message)."""
         self.disks: list[VirtualDisk] = []
         """From the snapshot's own hardware list."""
+        self.created_at: datetime.datetime | None = None
+        """By vCenter's clock; None: it was made just now."""
+
+    async def age_s(self) -> float:
+        """How long it exists, by vCenter's clock, which nobody at the site can set back for us."""
+        if self.created_at is None:
+            return 0.0
+        return max(0.0, (await self._session.now() - self.created_at).total_seconds())
 
     @property
     def moref(self) -> str:
@@ -65,9 +76,12 @@ class Snapshot:
         """Reads its hardware list.
 
         Raises:
-            SendenseError: SNAPSHOT_FAILED when there is none.
+            SendenseError: SNAPSHOT_FAILED when there is none, SNAPSHOT_LOST.
         """
-        found = await self._session.properties(self._reference, "config.hardware.device")
+        try:
+            found = await self._session.properties(self._reference, "config.hardware.device")
+        except SendenseError as error:
+            raise self._lost_or(error) from error
         devices = found.get("config.hardware.device")
         if devices is None:
             raise SendenseError(
@@ -84,7 +98,7 @@ class Snapshot:
         except ChangeIdRejectedError:
             return None
         except SendenseError as error:
-            if error.metadata.get("fault") == _GONE or error.reason not in _ONLY_OF_THE_ANSWER:
+            if error.reason not in _ONLY_OF_THE_ANSWER:
                 raise
             log.warning("%s of VM %s is read as a whole: %s", disk.label, self._vm_name, error)
             return None
@@ -94,7 +108,7 @@ class Snapshot:
 
         Raises:
             ChangeIdRejectedError: vSphere cannot tell.
-            SendenseError: CBT_INCONSISTENT when the answer cannot be right.
+            SendenseError: CBT_INCONSISTENT when the answer cannot be right, SNAPSHOT_LOST.
         """
         return await self._areas(disk, change_id)
 
@@ -133,6 +147,8 @@ class Snapshot:
                 lambda: self._machine.QueryChangedDiskAreas(self._reference, disk.key, position, change_id),
                 expecting=faults,
             )
+        except SendenseError as error:
+            raise self._lost_or(error) from error
         except faults as fault:
             if isinstance(fault, vmodl.fault.InvalidArgument) and fault.invalidProperty not in {
                 None,
@@ -154,15 +170,30 @@ class Snapshot:
 
     async def exists(self) -> bool:
         """Whether it is still there: while it is, its files do not change."""
+        return await self._tree() is not None
+
+    async def made_at(self) -> datetime.datetime | None:
+        """When vSphere made it, by vCenter's clock; None when it is there no more."""
+        if self.created_at is None and (tree := await self._tree()):
+            self.created_at = tree.createTime
+        return self.created_at
+
+    async def config_json(self) -> bytes:
+        """The VM's whole configuration, as this snapshot has it and vSphere gives it."""
+        found = await self._session.properties(self._reference, "config")
+        return json.dumps(found.get("config"), cls=VmomiJSONEncoder, sort_keys=True).encode()
+
+    async def _tree(self) -> Any | None:
+        """Its place in the VM's tree of snapshots."""
         found = await self._session.properties(self._machine, "snapshot")
         info = found.get("snapshot")
         pending = list(info.rootSnapshotList) if info else []
         while pending:
             tree = pending.pop()
             if tree.snapshot._moId == self.moref:  # noqa: SLF001
-                return True
+                return tree
             pending.extend(tree.childSnapshotList or [])
-        return False
+        return None
 
     async def remove(self) -> None:
         """Removes this snapshot and no other, and waits until its deltas are merged. Gone is fine too.
@@ -219,6 +250,18 @@ class Snapshot:
                     vm=self._vm_name,
                 )
             await asyncio.sleep(1)
+
+    def _lost_or(self, error: SendenseError) -> SendenseError:
+        """SNAPSHOT_LOST when vSphere knows the snapshot no more; else the error itself."""
+        if error.metadata.get("fault") != _GONE:
+            return error
+        return SendenseError(
+            Reason.REASON_SNAPSHOT_LOST,
+            f"somebody removed the snapshot of VM {self._vm_name} while it was used: {error.message}",
+            remedy="The next attempt, or the next backup, makes a new one.",
+            retryable=True,
+            vm=self._vm_name,
+        )
 
     def _inconsistent(self, disk: VirtualDisk, what: str) -> SendenseError:
         return SendenseError(

@@ -8,10 +8,9 @@ import socket
 import ssl
 import urllib.error
 from dataclasses import dataclass
-from typing import Any
 
 from sendense.agent.v1.vcenter_access_pb2 import VcenterAccess
-from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.vsphere.refusals import changed, unreachable, untrusted
 from sendense_common.errors import SendenseError, invalid
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -43,12 +42,8 @@ class Trusted:
 
     context: ssl.SSLContext
     """For all further connections; trusts nobody else."""
-    trust_pem: str
-    """Certificates that verify this server, for other programs."""
     certificate: bytes
     """The server's own, DER."""
-    server_name: str
-    """A name that it is for: programs that check names must call the server by it."""
 
     @property
     def certificate_sha256(self) -> bytes:
@@ -76,53 +71,31 @@ def recognize(target: VcenterTarget) -> Trusted:
         raise invalid(
             "vcenter.trust.ca_pem",
             f"holds no certificate of an authority: {error}",
-            remedy=f"Add vCenter {target.name} again with --ca-file, a PEM file.",
+            remedy=f"Give a PEM file: `sendense vcenter change {target.name}` with --address and --ca-file.",
         ) from error
-    shown, _ = _handshake(target, context)
-    return Trusted(context, target.ca_pem, shown, target.host)
+    return Trusted(context, _handshake(target, context))
 
 
 def _recognize_pinned(target: VcenterTarget) -> Trusted:
-    looking = ssl.create_default_context()
-    looking.check_hostname = False
-    looking.verify_mode = ssl.CERT_NONE  # only to see the certificate; nothing is sent on this connection
-    shown, _ = _handshake(target, looking)
-    digest = hashlib.sha256(shown).digest()
-    if digest != target.certificate_sha256:
-        raise _not_trusted(
-            target,
-            f"it shows {digest.hex(':').upper()}, pinned is {target.certificate_sha256.hex(':').upper()}",
-        )
-    pem = ssl.DER_cert_to_PEM_cert(shown)
-    context = ssl.create_default_context(cadata=pem)
+    shown = _look(target)
+    if hashlib.sha256(shown).digest() != target.certificate_sha256:
+        raise changed(target, shown)
+    context = ssl.create_default_context(cadata=ssl.DER_cert_to_PEM_cert(shown))
     context.check_hostname = False  # this very certificate is trusted, whatever names are in it
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    _, facts = _handshake(target, context)
-    return Trusted(context, pem, shown, _name_in(target, pem, facts))
+    return Trusted(context, _handshake(target, context))
 
 
-def _name_in(target: VcenterTarget, pem: str, facts: dict[str, Any]) -> str:
-    """The host if the certificate is for it, else a name that it is for."""
-    strict = ssl.create_default_context(cadata=pem)
-    strict.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    try:
-        _handshake(target, strict)
-    except SendenseError as error:
-        if error.reason != Reason.REASON_VCENTER_CERTIFICATE_NOT_TRUSTED:
-            raise
-    else:
-        return target.host
-    others = facts.get("subjectAltName", ())
-    names = [
-        *(name.replace("*", "vcenter", 1) for kind, name in others if kind == "DNS"),
-        *(name for kind, name in others if kind == "IP Address"),
-        *(value for part in facts.get("subject", ()) for kind, value in part if kind == "commonName"),
-    ]
-    return names[0] if names else target.host
+def _look(target: VcenterTarget) -> bytes:
+    """The certificate that the server shows (DER), whatever it is; nothing is sent on this connection."""
+    looking = ssl.create_default_context()
+    looking.check_hostname = False
+    looking.verify_mode = ssl.CERT_NONE
+    return _handshake(target, looking)
 
 
-def _handshake(target: VcenterTarget, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:
-    """The server's certificate (DER), and what is in it if it was verified."""
+def _handshake(target: VcenterTarget, context: ssl.SSLContext) -> bytes:
+    """The server's certificate (DER)."""
     try:
         with (
             socket.create_connection((target.host, target.port), timeout=_CONNECT_TIMEOUT_S) as plain,
@@ -130,9 +103,19 @@ def _handshake(target: VcenterTarget, context: ssl.SSLContext) -> tuple[bytes, d
         ):
             shown = secure.getpeercert(binary_form=True)
             assert shown is not None
-            return shown, dict(secure.getpeercert() or {})
+            return shown
+    except ssl.SSLCertVerificationError as error:
+        raise untrusted(target, error, _shown(target)) from error
     except (OSError, UnicodeError) as error:
         raise connection_failed(target, error) from error
+
+
+def _shown(target: VcenterTarget) -> bytes | None:
+    """For words about a certificate that was refused; None when it cannot be had any more."""
+    try:
+        return _look(target)
+    except SendenseError:
+        return None
 
 
 def connection_failed(target: VcenterTarget, error: BaseException) -> SendenseError:
@@ -140,21 +123,5 @@ def connection_failed(target: VcenterTarget, error: BaseException) -> SendenseEr
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
         error = error.reason
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _not_trusted(target, error.verify_message)
-    return SendenseError(
-        Reason.REASON_VCENTER_UNREACHABLE,
-        f"vCenter {target.name} does not answer at {target.host}:{target.port}: "
-        f"{str(error) or type(error).__name__}",
-        remedy="Check its address, and that the site's network lets the agent reach it.",
-        vcenter=target.name,
-    )
-
-
-def _not_trusted(target: VcenterTarget, why: str) -> SendenseError:
-    return SendenseError(
-        Reason.REASON_VCENTER_CERTIFICATE_NOT_TRUSTED,
-        f"the certificate of vCenter {target.name} at {target.host}:{target.port} is not trusted: {why}",
-        remedy="Compare it with the vCenter's own, then add the vCenter again with the right --ca-file or "
-        "--thumbprint, by a name that the certificate is for.",
-        vcenter=target.name,
-    )
+        return untrusted(target, error, None)
+    return unreachable(target, error)

@@ -36,7 +36,9 @@ _SHORT: tuple[tuple[type[Message], Callable[[Site, Channel, Any], Coroutine[Any,
     (agent_service_pb2.ListVirtualMachinesRequest, short_operations.list_virtual_machines),
     (agent_service_pb2.TestVcenterRequest, short_operations.test_vcenter),
     (agent_service_pb2.CheckVirtualMachineRequest, short_operations.check_virtual_machine),
+    (agent_service_pb2.FindSnapshotsRequest, short_operations.find_snapshots),
     (agent_service_pb2.CleanUpSnapshotsRequest, short_operations.clean_up_snapshots),
+    (agent_service_pb2.ResetChangeTrackingRequest, short_operations.reset_change_tracking),
 )
 
 
@@ -49,7 +51,7 @@ async def _serve(paths: AgentPaths, traceparent: str) -> None:
         return
     try:
         with telemetry.continue_from(traceparent):
-            await _run(Site.load(paths), channel, first, stopping)
+            await _run(Site.load(paths, channel), channel, first, stopping)
     except SendenseError as error:
         await channel.send(error.to_failure())
     except Exception:

@@ -1,39 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One backup at the site: login, snapshot, plan, copy, confirm, remove. Leaves nothing however it ends."""
+"""One backup at the site: login, snapshot, plan, copy, confirm, remove.
+
+It leaves nothing, however it ends, with one exception: an attempt that is *interrupted* leaves its snapshot
+to the next one. Once the hub has given exports, whatever another try may cure interrupts: nothing is copied
+any more, and the worker waits, with its session and its snapshot, for the next attempt (it is told to go, and
+leaves the snapshot), for a cancel, or for the snapshot's age. The last two end the job.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.agent.v1 import permits_pb2
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1 import operation_pb2
-from sendense_agent.vsphere import (
-    Machine,
-    Preflight,
-    Session,
-    Snapshot,
-    Space,
-    VirtualDisk,
-    datastores_of,
-    find_machine,
-    host_of,
-    place,
-    space_on,
-)
+from sendense_agent.domain.resuming import another_try_may_help
+from sendense_agent.vsphere import Machine, Preflight, Session, Snapshot, VirtualDisk, find_machine, host_of
 from sendense_agent.worker.channel import Channel, unpack
 from sendense_agent.worker.copying import Copying, confirm
+from sendense_agent.worker.logins import MoreLeases
+from sendense_agent.worker.own_snapshot import OwnSnapshot
 from sendense_agent.worker.permits import Permits
 from sendense_agent.worker.plan import DiskPlan, plan_disk
+from sendense_agent.worker.saying import Saying
 from sendense_agent.worker.site import Site
-from sendense_agent.worker.watch import SnapshotWatch, below_floor
+from sendense_agent.worker.written import WrittenBook
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError
-from sendense_common.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +42,17 @@ _NO_CHANGE_ID = (
 )
 
 
+@dataclass(frozen=True)
+class End:
+    """Why an attempt ends that did not end by itself."""
+
+    error: SendenseError
+    keeps_snapshot: bool = False
+    """For a later attempt."""
+
+
 class Backup:
-    """Runs once, then its process ends."""
+    """One attempt; runs once, then its process ends."""
 
     def __init__(self, site: Site, channel: Channel, start: pb.BackupStart) -> None:
         self._site = site
@@ -52,44 +60,73 @@ class Backup:
         self._start = start
         self._exports: asyncio.Future[pb.OpenExports] = asyncio.get_running_loop().create_future()
         self._committed: asyncio.Future[pb.CommitPoint] = asyncio.get_running_loop().create_future()
-        self._must_end: asyncio.Future[SendenseError] = asyncio.get_running_loop().create_future()
+        self._written = WrittenBook()
+        self._saying = Saying(channel)
+        self._leases = MoreLeases(self._saying)
         self._permits = Permits(channel, self._waits)
-        self._copying = Copying(site, start.job_id, start.vm_name, self._say, self._permits)
-        self._snapshot_left = False
+        self._snapshot = OwnSnapshot(start, site.config.limits, self._saying, self._permits)
+        self._copying = Copying(site, start.job_id, start.vm_name, self._saying.event, self._permits)
+        self._audit: dict[int, bytearray] = defaultdict(bytearray)
+        self._copying.audit = self._audit
+        self._interrupted = False
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Works until `done` or `failed` has been said.
+        """Works until `done` or `failed` has been said, or until it is to leave its snapshot.
 
         It ends early by `stopping`, by a cancel, or when its snapshot must not stay any longer.
         """
         work = asyncio.create_task(self._work())
-        listening = asyncio.create_task(self._listen())
-        stop = asyncio.create_task(_stopped(stopping))
-        giving_way = asyncio.create_task(_result(self._must_end))
-        cause: SendenseError | None = None
+        enders = {
+            asyncio.create_task(self._listen()),
+            asyncio.create_task(self._stopped(stopping)),
+            asyncio.create_task(self._must_go()),
+        }
+        end: End | None = None
         try:
-            enders = {listening, stop, giving_way}
+            waiting = set(enders)
             while not work.done():
-                done, _ = await asyncio.wait({work, *enders}, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait({work, *waiting}, return_when=asyncio.FIRST_COMPLETED)
                 # A point that is complete stays so; what is left then is the snapshot, and it goes anyway.
-                if cause is None and not self._committed.done():
-                    for ender in done & enders:
-                        cause = ender.result()
-                        work.cancel()
-                enders -= done
+                if end is None and not self._committed.done() and (ended := waiting & done):
+                    end = ended.pop().result()
+                    await self._end(work, end)
+                waiting -= done
             if work.cancelled():
-                assert cause is not None
-                raise cause
+                assert end is not None
+                raise end.error
             work.result()
         except SendenseError as error:
-            failed = pb.BackupFailed(failure=(cause or error).to_failure(), snapshot_left=self._snapshot_left)
-            await self._say(pb.RunBackupResponse(failed=failed))
+            await self._say_why(end or End(error, self._may_go_on(error)))
         finally:
-            for task in (work, listening, stop, giving_way):
+            for task in (work, *enders):
                 task.cancel()
-            await asyncio.gather(work, listening, stop, giving_way, return_exceptions=True)
+            await asyncio.gather(work, *enders, return_exceptions=True)
 
-    async def _listen(self) -> SendenseError:
+    async def _end(self, work: asyncio.Task[None], end: End) -> None:
+        if end.keeps_snapshot:
+            await self._copying.checkpoint()
+            if self._committed.done():
+                return
+        self._snapshot.stays = end.keeps_snapshot
+        work.cancel()
+
+    async def _say_why(self, end: End) -> None:
+        failure = end.error.to_failure()
+        if not end.keeps_snapshot:
+            failed = pb.BackupFailed(failure=failure, snapshot_left=self._snapshot.may_be_left)
+            await self._saying.event(pb.RunBackupResponse(failed=failed))
+        elif not self._interrupted:
+            self._interrupted = True
+            await self._saying.event(pb.RunBackupResponse(interrupted=pb.BackupInterrupted(failure=failure)))
+
+    def _may_go_on(self, error: SendenseError) -> bool:
+        """Whether the next attempt can make use of what this one, or one before it, has done."""
+        return self._of_use() and not self._committed.done() and another_try_may_help(error.reason)
+
+    def _of_use(self) -> bool:
+        return self._exports.done() or self._start.HasField("resume")
+
+    async def _listen(self) -> End:
         """Takes what the hub says; returns why the backup has to end."""
         while (wrapped := await self._channel.receive()) is not None:
             request = unpack(wrapped, pb.RunBackupRequest)
@@ -99,8 +136,16 @@ class Backup:
                     self._permits.hear(answer)
                 continue
             match request.WhichOneof("message"):
-                case "exports":
+                case "audit":
                     if not self._exports.done():  # said again after a rejoin
+                        self._audit[request.audit.disk_key] += request.audit.records
+                case "written":
+                    if not self._exports.done():  # said again after a rejoin
+                        self._written.hear(request.written)
+                case "lease":
+                    self._leases.hear(request.lease)
+                case "exports":
+                    if not self._exports.done():
                         self._exports.set_result(request.exports)
                 case "committed":
                     if not self._committed.done():
@@ -108,141 +153,95 @@ class Backup:
                 case "limit":
                     await self._copying.limit(request.limit.bytes_per_second)
                 case "cancel":
-                    log.info("job %s is cancelled: %s", self._start.job_id, request.cancel.cause)
-                    return SendenseError(Reason.REASON_CANCELLED, request.cancel.cause, retryable=False)
-        return _agent_stopped()
+                    cancel = request.cancel
+                    log.info("job %s is cancelled: %s", self._start.job_id, cancel.cause)
+                    error = SendenseError(Reason.REASON_CANCELLED, cancel.cause, retryable=False)
+                    return End(error, cancel.keep_snapshot)
+        return self._agent_stopped()
+
+    async def _stopped(self, stopping: asyncio.Event) -> End:
+        await stopping.wait()
+        return self._agent_stopped()
+
+    def _agent_stopped(self) -> End:
+        error = SendenseError(
+            Reason.REASON_SERVICE_STOPPING,
+            "the agent was stopped while the job ran",
+            remedy="Start the backup again when the agent runs.",
+        )
+        return End(error, self._of_use())
+
+    async def _must_go(self) -> End:
+        return End(await self._snapshot.must_go)
 
     async def _work(self) -> None:
-        start = self._start
-        await self._phase(pb.AGENT_PHASE_LOGIN)
-        async with self._site.session(start.vcenter, operation_pb2.OPERATION_BACKUP) as session:
-            await self._phase(pb.AGENT_PHASE_PREFLIGHT)
+        start, say = self._start, self._saying
+        self._site.remove_dead_sockets()
+        await say.phase(pb.AGENT_PHASE_LOGIN)
+        operation = operation_pb2.OPERATION_BACKUP
+        async with self._site.session(start.vcenter, operation, self._leases) as session:
+            await say.phase(pb.AGENT_PHASE_PREFLIGHT)
             with telemetry.span("preflight"):
                 machine = await find_machine(session, start.vm_instance_uuid, start.vm_name)
-                await self._sweep(machine)
-                machine.preflight()
+                found = await self._snapshot.found(machine)
+                machine.preflight(found.disks if found else None)
                 just_enabled = await machine.enable_changed_block_tracking()
                 await machine.refresh()
-            async with (
-                self._room(session, machine),
-                self._snapshot(machine) as snapshot,
-                self._watched(session, machine),
-            ):
-                plans = await self._plan(session, machine, snapshot, just_enabled=just_enabled)
-                exports = await self._exports
-                await self._phase(pb.AGENT_PHASE_COPY)
-                with telemetry.span("copy", disks=len(plans)):
-                    self._copying.host = await host_of(session, machine.reference)
-                    await self._copying.run(session, snapshot, plans, exports)
-                await self._phase(pb.AGENT_PHASE_CONFIRM)
-                with telemetry.span("confirm snapshot"):
-                    await confirm(snapshot, start.vm_name)
-                await self._say(pb.RunBackupResponse(copied=pb.DisksCopied()))
+            async with self._snapshot.held(session, machine, found) as snapshot:
+                try:
+                    plans = await self._plan(
+                        session, machine, snapshot, again=found is not None, just_enabled=just_enabled
+                    )
+                    exports = await self._exports
+                    await say.phase(pb.AGENT_PHASE_COPY)
+                    with telemetry.span("copy", disks=len(plans)):
+                        self._copying.host = await host_of(session, machine.reference)
+                        await self._copying.run(session, snapshot, plans, exports, self._written)
+                    await say.phase(pb.AGENT_PHASE_CONFIRM)
+                    with telemetry.span("confirm snapshot"):
+                        # One that is being removed still has its name, and its files change already.
+                        await machine.snapshot_tasks_ended()
+                        await confirm(snapshot, start.vm_name)
+                except SendenseError as error:
+                    if not self._may_go_on(error):
+                        raise
+                    await self._wait_for_another_attempt(error)
+                await say.event(pb.RunBackupResponse(copied=pb.DisksCopied()))
                 await self._committed
-                await self._phase(pb.AGENT_PHASE_REMOVE_SNAPSHOT)
+                await say.phase(pb.AGENT_PHASE_REMOVE_SNAPSHOT)
             # From here on the point is complete: a snapshot that stays is a warning, not a failure.
-        await self._say(pb.RunBackupResponse(done=pb.BackupDone(snapshot_removed=not self._snapshot_left)))
+        done = pb.BackupDone(snapshot_removed=not self._snapshot.may_be_left)
+        await say.event(pb.RunBackupResponse(done=done))
 
-    async def _sweep(self, machine: Machine) -> None:
-        """Removes what dead jobs left, before there is one snapshot more."""
-        dead = {each.job_id for each in self._start.dead_snapshots}
-        for snapshot in await machine.own_snapshots(self._start.hub_id, dead | {self._start.job_id}):
-            log.info("removing the snapshot %s that an earlier job left", snapshot.moref)
-            await snapshot.remove()
-        await machine.refresh()
-
-    @contextlib.asynccontextmanager
-    async def _room(self, session: Session, machine: Machine) -> AsyncIterator[None]:
-        """Waits until each datastore of the VM may have one snapshot more, for as long as the block runs."""
-        stores = [await place(session, each) for each in datastores_of(machine.devices)]
-        async with self._permits.held(permits_pb2.PERMIT_KIND_DATASTORE_SNAPSHOT, stores):
-            await machine.refresh()  # disks may have come and gone meanwhile
-            spaces = [await space_on(session, each) for each in datastores_of(machine.devices)]
-            outcome = f"no snapshot of VM {machine.name} was made"
-            if full := below_floor(spaces, self._site.config.limits, machine.name, outcome):
-                raise full
-            await self._phase(pb.AGENT_PHASE_SNAPSHOT)
-            yield
-
-    @contextlib.asynccontextmanager
-    async def _watched(self, session: Session, machine: Machine) -> AsyncIterator[None]:
-        """Ends the backup when its snapshot must go, also when nobody can be asked."""
-        stores = datastores_of(machine.devices)
-
-        async def spaces() -> list[Space]:
-            return [await space_on(session, each) for each in stores]
-
-        async def look() -> None:
-            try:
-                must_end = await SnapshotWatch(
-                    self._site.config.limits, machine.name, spaces, self._warn
-                ).run()
-            except Exception:
-                log.exception("job %s: nobody looks after its snapshot any more", self._start.job_id)
-                raise
-            log.warning("job %s: %s", self._start.job_id, must_end)
-            self._must_end.set_result(must_end)
-
-        looking = asyncio.create_task(look())
-        try:
-            yield
-        finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
-
-    @contextlib.asynccontextmanager
-    async def _snapshot(self, machine: Machine) -> AsyncIterator[Snapshot]:
-        """One snapshot, gone when the block ends, whatever happens in it or while it is made."""
-        start = self._start
-        making = asyncio.create_task(machine.create_snapshot(start.hub_id, start.job_id, start.quiesce))
-        try:
-            with telemetry.span("create snapshot"):
-                snapshot = await asyncio.shield(making)
-        except BaseException:
-            # vSphere may have made it, or may go on making it, and nobody else would know of it.
-            await undisturbed(self._remove_unknown(machine, making))
-            raise
-        try:
-            yield snapshot
-        finally:
-            with telemetry.span("remove snapshot"):
-                await undisturbed(self._remove(snapshot))
-
-    async def _remove(self, snapshot: Snapshot) -> None:
-        try:
-            await snapshot.remove()
-        except SendenseError as error:
-            self._snapshot_left = True
-            log.error("the snapshot %s was not removed: %s", snapshot.moref, error)
-            await self._warn("snapshot_not_removed", error.message)
-
-    async def _remove_unknown(self, machine: Machine, making: asyncio.Task[Snapshot]) -> None:
-        """Removes what a call that failed, or was not waited for, may have made."""
-        await asyncio.wait({making})
-        try:
-            found = await machine.own_snapshots(self._start.hub_id, {self._start.job_id})
-            for snapshot in found:
-                await self._remove(snapshot)
-            if not found and not _is_vsphere_answer(making):
-                self._snapshot_left = True  # the task may still run, and make it later
-        except SendenseError as error:
-            self._snapshot_left = True
-            log.error("whether there is a snapshot of job %s is not known: %s", self._start.job_id, error)
+    async def _wait_for_another_attempt(self, error: SendenseError) -> NoReturn:
+        """Nothing runs any more but the session and the watch over the snapshot; ends by being cancelled."""
+        log.warning("job %s: interrupted: %s", self._start.job_id, error)
+        await self._say_why(End(error, keeps_snapshot=True))
+        await asyncio.Event().wait()
+        raise AssertionError
 
     async def _plan(
-        self, session: Session, machine: Machine, snapshot: Snapshot, *, just_enabled: bool
+        self, session: Session, machine: Machine, snapshot: Snapshot, *, again: bool, just_enabled: bool
     ) -> list[DiskPlan]:
-        await self._phase(pb.AGENT_PHASE_PLAN)
+        """Asks, and says it. `again`: the snapshot is an earlier attempt's."""
+        await self._saying.phase(pb.AGENT_PHASE_PLAN)
         for code, message in snapshot.warnings:
-            await self._warn(code, message)
+            await self._saying.warn(code, message)
         previous = {each.key: each for each in self._start.previous_disks}
+        begun = {each.key: each for each in self._start.resume.disks}
         with telemetry.span("ask for changed areas"):
-            found = machine.preflight()
+            found = machine.preflight(snapshot.disks if again else None)
             frozen = {disk.key: disk for disk in snapshot.disks}
-            _refuse_other_disks(machine.name, found, frozen)
+            if not again:  # else disks may have come and gone since
+                _refuse_other_disks(machine.name, found, frozen)
             plans = [
                 await plan_disk(
-                    snapshot, frozen[disk.key], previous.get(disk.key), tracking_just_enabled=just_enabled
+                    snapshot,
+                    frozen[disk.key],
+                    previous.get(disk.key),
+                    tracking_just_enabled=just_enabled,
+                    trusted=disk.key not in self._start.untrusted_disk_keys,
+                    begun=begun.get(disk.key),
                 )
                 for disk in found.eligible
             ]
@@ -250,56 +249,35 @@ class Backup:
             _refuse_fulls(machine.name, plans)
         for plan in plans:
             if not plan.disk.change_id:
-                await self._warn("no_change_id", _NO_CHANGE_ID, plan.disk.key)
-        await self._say(
-            pb.RunBackupResponse(
-                plan=pb.BackupPlan(
-                    vcenter_uuid=session.vcenter_uuid,
-                    vm_instance_uuid=machine.instance_uuid,
-                    vm_name=machine.name,
-                    snapshot_moref=snapshot.moref,
-                    disks=[plan.message() for plan in plans],
-                    skipped_disks=[
-                        pb.SkippedDisk(
-                            key=disk.key,
-                            label=disk.label,
-                            reason=disk.unprotectable_reason,
-                            capacity_bytes=disk.capacity_bytes,
-                        )
-                        for disk in found.skipped
-                    ],
-                    quiesce_result=snapshot.quiesce_result,
-                    vm_config_json=await machine.config_json(),
-                    nvram=await machine.nvram(),
+                await self._saying.warn("no_change_id", _NO_CHANGE_ID, plan.disk.key)
+        told = pb.BackupPlan(
+            vcenter_uuid=session.vcenter_uuid,
+            vm_instance_uuid=machine.instance_uuid,
+            vm_name=machine.name,
+            snapshot_moref=snapshot.moref,
+            disks=[plan.message() for plan in plans],
+            skipped_disks=[
+                pb.SkippedDisk(
+                    key=disk.key,
+                    label=disk.label,
+                    reason=disk.unprotectable_reason,
+                    capacity_bytes=disk.capacity_bytes,
                 )
-            )
+                for disk in found.skipped
+            ],
+            quiesce_result=snapshot.quiesce_result,
+            vm_config_json=await snapshot.config_json(),
+            nvram=await machine.nvram(),
         )
+        if made_at := await snapshot.made_at():
+            told.snapshot_time.FromDatetime(made_at)
+        await self._saying.event(pb.RunBackupResponse(plan=told))
         return plans
-
-    # --- saying things ---
-
-    async def _phase(self, phase: pb.AgentPhase.ValueType) -> None:
-        await self._say(pb.RunBackupResponse(phase=pb.PhaseStarted(phase=phase)))
 
     async def _waits(self, kind: permits_pb2.PermitKind.ValueType, what: str) -> None:
         host = kind == permits_pb2.PERMIT_KIND_HOST_READ
-        await self._warn("waited_for_host" if host else "waited_for_datastore", f"It had to wait for {what}.")
-
-    async def _warn(self, code: str, message: str, disk_key: int = 0) -> None:
-        await self._say(
-            pb.RunBackupResponse(warning=pb.Warning(code=code, message=message, disk_key=disk_key))
-        )
-
-    async def _say(self, event: pb.RunBackupResponse) -> None:
-        event.time.GetCurrentTime()
-        event.traceparent = telemetry.traceparent()
-        await self._channel.send(event)
-
-
-def _is_vsphere_answer(making: asyncio.Task[Snapshot]) -> bool:
-    """Whether it ended by a word of vSphere's, not by a connection or a deadline."""
-    error = making.exception()
-    return error is None or (isinstance(error, SendenseError) and "fault" in error.metadata)
+        code = "waited_for_host" if host else "waited_for_datastore"
+        await self._saying.warn(code, f"It had to wait for {what}.")
 
 
 def _refuse_other_disks(vm_name: str, looked_at: Preflight, frozen: Mapping[int, VirtualDisk]) -> None:
@@ -330,20 +308,3 @@ def _refuse_fulls(vm_name: str, plans: list[DiskPlan]) -> None:
             disk=fulls[0].disk.key,
             why=why,
         )
-
-
-async def _result(future: asyncio.Future[SendenseError]) -> SendenseError:
-    return await future
-
-
-async def _stopped(stopping: asyncio.Event) -> SendenseError:
-    await stopping.wait()
-    return _agent_stopped()
-
-
-def _agent_stopped() -> SendenseError:
-    return SendenseError(
-        Reason.REASON_SERVICE_STOPPING,
-        "the agent was stopped while the job ran",
-        remedy="Start the backup again when the agent runs.",
-    )

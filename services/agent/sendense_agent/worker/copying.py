@@ -7,22 +7,26 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.agent.v1.permits_pb2 import PERMIT_KIND_HOST_READ
 from sendense.common.v1.reason_pb2 import Reason
-from sendense_agent.datapath import CopyOrder, Mover, start_mover
+from sendense_agent.datapath import CopyOrder, Mover, MoverEvent, start_mover
+from sendense_agent.domain.remainder import Remainder
 from sendense_agent.vsphere import Place, Session, Snapshot
 from sendense_agent.worker.permits import Permits
 from sendense_agent.worker.plan import DiskPlan
 from sendense_agent.worker.reading import disk_source
 from sendense_agent.worker.site import Site
+from sendense_agent.worker.written import WrittenBook
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError, invalid
 from sendense_common.paths import private_dir
 
 _PROGRESS_EVERY_S = 0.25
+# What is in flight has to arrive, be flushed, and be confirmed; the agent gives a worker 20 s to end.
+_CHECKPOINT_WITHIN_S = 10.0
 _EXPORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Say = Callable[[pb.RunBackupResponse], Awaitable[None]]
@@ -48,8 +52,11 @@ class Copying:
         self._permits = permits
         self.host: Place | None = None
         """Whose limit of disks that are read at once counts."""
+        self.audit: Mapping[int, bytearray] = {}
+        """By device key: what else is read and compared; see AuditSample."""
         self._movers: dict[int, Mover] = {}
         self._bytes_per_second = 0
+        self._left: dict[int, Remainder] = {}
         self._progress: dict[int, pb.DiskProgress] = {}
         self._told_at = 0.0
 
@@ -58,8 +65,24 @@ class Copying:
         self._bytes_per_second = max(0, bytes_per_second)
         await self._share()
 
+    async def checkpoint(self) -> None:
+        """Has the movers stop, each with a last checkpoint. `run` is to be cancelled next."""
+        movers = list(self._movers.values())
+        for mover in movers:
+            await mover.stop()
+        if movers:
+            gone = [asyncio.create_task(mover.gone.wait()) for mover in movers]
+            _, late = await asyncio.wait(gone, timeout=_CHECKPOINT_WITHIN_S)
+            for task in late:
+                task.cancel()
+
     async def run(
-        self, session: Session, snapshot: Snapshot, plans: list[DiskPlan], exports: pb.OpenExports
+        self,
+        session: Session,
+        snapshot: Snapshot,
+        plans: list[DiskPlan],
+        exports: pb.OpenExports,
+        written: WrittenBook,
     ) -> None:
         """Copies all disks at once; the first failure ends the others. Nothing runs any more afterwards.
 
@@ -67,7 +90,12 @@ class Copying:
             SendenseError: INVALID_REQUEST, DISK_MISMATCH, SNAPSHOT_LOST, and those of sources and movers.
         """
         by_key = _matched(plans, exports)
-        self._progress = {plan.disk.key: pb.DiskProgress(disk_key=plan.disk.key) for plan in plans}
+        self._left = {plan.disk.key: plan.left(written.of(plan.disk.key)) for plan in plans}
+        self._progress = {
+            key: pb.DiskProgress(disk_key=key, to_read_bytes=left.read.total_bytes)
+            for key, left in self._left.items()
+        }
+        await self._tell_progress()
         copies = [
             asyncio.create_task(self._copy(session, snapshot, plan, by_key[plan.disk.key])) for plan in plans
         ]
@@ -85,7 +113,8 @@ class Copying:
     async def _copy(
         self, session: Session, snapshot: Snapshot, plan: DiskPlan, export: pb.DiskExport
     ) -> None:
-        disk, paths = plan.disk, self._site.paths
+        disk, paths, left = plan.disk, self._site.paths, self._left[plan.disk.key]
+        compared = plan.mode == pb.DISK_MODE_COMPARED
         async with (
             self._permits.held(PERMIT_KIND_HOST_READ, [self.host] if self.host else []),
             (await disk_source(self._site.config, session, snapshot, disk)).open(
@@ -98,14 +127,18 @@ class Copying:
                     disk_key=disk.key,
                     label=f"{disk.label} of VM {self._vm_name}",
                     capacity_bytes=disk.capacity_bytes,
-                    read=plan.read,
-                    zero=plan.zero,
+                    read=plan.read if compared else left.read,
+                    zero=left.zero,
+                    kept=left.kept,
+                    audit=bytes(self.audit.get(disk.key, b"")),
                     source=source,
                     tunnel=self._site.config.tunnel(paths),
                     export_name=export.export_name,
                     local_socket=private_dir(paths.exports_dir) / f"{export.export_name}.sock",
                     write_zeroes=export.write_zeroes,
                     digests_export_name=export.digests_export_name,
+                    checkpoint_bytes=self._site.config.checkpoints.bytes,
+                    checkpoint_s=self._site.config.checkpoints.seconds,
                     traceparent=telemetry.traceparent(),
                     telemetry_socket=paths.telemetry_socket,
                 )
@@ -119,24 +152,37 @@ class Copying:
                     await self._take(event, snapshot)
             finally:
                 del self._movers[disk.key]
+                mover.gone.set()
+            if not mover.finished:  # it was stopped, and so will all this be
+                await asyncio.Event().wait()
         await self._share()
 
-    async def _take(self, event: pb.DiskProgress | pb.Checkpoint | pb.DiskDone, snapshot: Snapshot) -> None:
+    async def _take(self, event: MoverEvent, snapshot: Snapshot) -> None:
         match event:
             case pb.DiskProgress():
-                self._progress[event.disk_key] = event
+                self._keep(event)
                 if time.monotonic() - self._told_at >= _PROGRESS_EVERY_S:
-                    self._told_at = time.monotonic()
-                    progress = pb.BackupProgress(disks=self._progress.values())
-                    await self._say(pb.RunBackupResponse(progress=progress))
+                    await self._tell_progress()
             case pb.Checkpoint():
                 # The disk's files are frozen only while the snapshot exists: without it, what was read last
                 # may be anything.
                 await confirm(snapshot, self._vm_name)
                 await self._say(pb.RunBackupResponse(checkpoint=event))
+            case pb.AuditMismatch():
+                # Without the snapshot, what was read is no witness against anybody.
+                await confirm(snapshot, self._vm_name)
+                await self._say(pb.RunBackupResponse(audit_mismatch=event))
             case pb.DiskDone():
-                self._progress[event.progress.disk_key] = event.progress
+                self._keep(event.progress)
                 await self._say(pb.RunBackupResponse(disk_done=event))
+
+    def _keep(self, progress: pb.DiskProgress) -> None:
+        progress.to_read_bytes = self._progress[progress.disk_key].to_read_bytes
+        self._progress[progress.disk_key] = progress
+
+    async def _tell_progress(self) -> None:
+        self._told_at = time.monotonic()
+        await self._say(pb.RunBackupResponse(progress=pb.BackupProgress(disks=self._progress.values())))
 
     async def _share(self) -> None:
         """Gives each mover its part of the rate."""

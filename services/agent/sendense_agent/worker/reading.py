@@ -31,13 +31,11 @@ async def _datastore(
 
 
 async def _vddk(config: AgentConfig, session: Session, snapshot: Snapshot, disk: VirtualDisk) -> DiskSource:
-    user, password = session.login()
     return VddkSource(
         libdir=Path(config.vddk_libdir),
         server=session.target.host,
         port=session.target.port,
-        user=user,
-        password=password,
+        login=session.login,
         thumbprint=session.trusted.sha1_thumbprint,
         machine=snapshot.machine_moref,
         snapshot=snapshot.moref,
@@ -51,8 +49,7 @@ def datastore_source(session: Session, url: str) -> DatastoreSource:
     return DatastoreSource(
         url=url,
         cookie=session.current_cookie,
-        trust_pem=session.trusted.trust_pem,
-        server_name=session.trusted.server_name,
+        context=session.trusted.context,
     )
 
 

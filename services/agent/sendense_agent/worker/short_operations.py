@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations that end soon: listing VMs, looking at one, testing a login, removing what jobs left."""
+"""Operations that end soon: listing VMs, looking at one, testing a login, what jobs left, resets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from sendense.agent.v1 import agent_service_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1 import operation_pb2
 from sendense_agent.datapath.sources import try_the_way
-from sendense_agent.vsphere import check_machine, find_machine, folder, virtual_machines
+from sendense_agent.vsphere import (
+    check_machine,
+    find_machine,
+    folder,
+    hub_snapshots,
+    missing_privileges,
+    virtual_machines,
+)
 from sendense_agent.worker.channel import Channel
 from sendense_agent.worker.reading import datastore_source
 from sendense_agent.worker.site import Site
@@ -47,6 +54,7 @@ async def test_vcenter(site: Site, channel: Channel, request: pb.TestVcenterRequ
                 vcenter_uuid=session.vcenter_uuid,
                 full_name=session.full_name,
                 certificate_sha256=session.trusted.certificate_sha256,
+                missing_privileges=await missing_privileges(session),
             )
         )
 
@@ -64,6 +72,24 @@ async def check_virtual_machine(site: Site, channel: Channel, request: pb.CheckV
                 vddk=bool(session.vddk),
             )
     await channel.send(pb.CheckVirtualMachineResponse(findings=findings))
+
+
+async def reset_change_tracking(site: Site, channel: Channel, request: pb.ResetChangeTrackingRequest) -> None:
+    """See AgentService."""
+    async with site.session(request.vcenter, operation_pb2.OPERATION_CLEAN_UP) as session:
+        with telemetry.span("reset change tracking"):
+            machine = await find_machine(session, request.vm_instance_uuid, request.vm_name)
+            log.warning("changed block tracking of VM %s is reset, as an operator ordered", machine.name)
+            await machine.reset_changed_block_tracking(request.hub_id, request.reset_id)
+    await channel.send(pb.ResetChangeTrackingResponse())
+
+
+async def find_snapshots(site: Site, channel: Channel, request: pb.FindSnapshotsRequest) -> None:
+    """See AgentService."""
+    async with site.session(request.vcenter, operation_pb2.OPERATION_INVENTORY) as session:
+        with telemetry.span("find snapshots"):
+            found = await hub_snapshots(session, request.hub_id)
+    await channel.send(pb.FindSnapshotsResponse(snapshots=found))
 
 
 async def clean_up_snapshots(site: Site, channel: Channel, request: pb.CleanUpSnapshotsRequest) -> None:

@@ -58,8 +58,10 @@ class SnapshotWatch:
         spaces: Spaces,
         warn: Warn,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        age_s: float = 0.0,
     ) -> None:
-        """The snapshot's age begins now.
+        """Begins now.
 
         Args:
             limits: of the site.
@@ -67,13 +69,14 @@ class SnapshotWatch:
             spaces: asks for the space on the VM's datastores.
             warn: says something that a person should know.
             clock: seconds.
+            age_s: of the snapshot.
         """
         self._limits = limits
         self._vm_name = vm_name
         self._spaces = spaces
         self._warn = warn
         self._clock = clock
-        self._began = clock()
+        self._began = clock() - age_s
         self._warned = False
 
     async def run(self) -> SendenseError:

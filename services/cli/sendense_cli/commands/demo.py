@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,7 @@ def demo(
     from sendense_lab.client import LabError  # noqa: PLC0415
     from sendense_lab.demo import DemoError, DemoOptions, run_demo  # noqa: PLC0415
 
+    os.environ.pop("SENDENSE_HUB", None)  # the commands that it runs are for its own hub
     shown = Console(stderr=True) if as_json else console
     try:
         ok = asyncio.run(run_demo(DemoOptions(output.absolute(), directory.absolute(), keep), shown))

@@ -44,7 +44,7 @@ def list_(
             made.add_row(
                 words.short(job.job_id), job.vm_name, job.vcenter_name, job_view.state_text(job),
                 words.moment(job.start_time),
-                words.duration(words.elapsed_s(job)),
+                words.took(job),
                 words.size(sum(disk.copied_bytes for disk in job.disks)),
             )  # fmt: skip
         session.answer(answer, made)
@@ -129,6 +129,7 @@ def trace(job: Id, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
                 f"no spans are kept of job {job}",
                 remedy="Old traces are dropped.",
             )
-        session.answer(answer, trace_view.tree(answer.spans, console.width))
+        columns = console.width if console.is_terminal else trace_view.PIPE_WIDTH
+        session.answer(answer, trace_view.tree(answer.spans, columns))
 
     session.run(work())

@@ -50,10 +50,10 @@ def list_(
         rows = [
             [words.short(each.point_id), each.vm_name, each.vcenter_name, words.moment(each.snapshot_time),
              each.kind, each.quiesce_result.replace("_", " "), str(len(each.disks)),
-             words.size(sum(disk.stored_bytes for disk in each.disks))]
+             words.size(sum(disk.stored_bytes for disk in each.disks)), words.health(each)]
             for each in answer.points
         ]  # fmt: skip
-        columns = ["POINT", "VM", "VCENTER", "TAKEN", "KIND", "SNAPSHOT IS", "DISKS", "STORED"]
+        columns = ["POINT", "VM", "VCENTER", "TAKEN", "KIND", "SNAPSHOT IS", "DISKS", "STORED", "VERIFIED"]
         session.answer(answer, table(columns, rows, right=["DISKS", "STORED"]))
 
     session.run(work())
@@ -81,6 +81,15 @@ def show(point: Id, state: State = DEFAULT_STATE, as_json: Json = False) -> None
             ["Job", found.job_id],
             ["Files", f"{found.repository_name}: {found.directory}"],
             ["Built on it", ", ".join(map(words.short, found.dependant_point_ids)) or "-"],
+            ["Verified", words.health(found)],
+            *(
+                [
+                    "Damaged",
+                    f"disk {disk.key}, found {words.moment(disk.damage.find_time)}: {disk.damage.message}",
+                ]
+                for disk in found.disks
+                if disk.HasField("damage")
+            ),
             *(["Not protected", text] for text in found.unprotected_disks),
         ]
         console.print(table(["", ""], facts))
@@ -132,10 +141,19 @@ def export(
     ],
     output: Annotated[Path, typer.Option(metavar="PATH", help="New file on the hub's host.")],
     file_format: Annotated[Format, typer.Option("--format", help="Format of the file.")] = Format.RAW,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare the file with what was noted when the point was made.",
+        ),
+    ] = True,
     state: State = DEFAULT_STATE,
     as_json: Json = False,
 ) -> None:
-    """Write one disk of a point to a file; it appears only when it is whole, and nothing is overwritten.
+    """Write one disk of a point to a file; it appears only when every byte of it is as it was backed up.
+
+    Nothing is overwritten. Exit code 1: the point is damaged, and there is no file.
 
     Example: sendense point export 8c1d44f0 --disk 2000 --format qcow2 --output /tmp/web01.qcow2
     """
@@ -148,6 +166,7 @@ def export(
             disk_key=disk,
             format=pb.DiskFormat.Value(f"DISK_FORMAT_{file_format.name}"),
             output_path=str(path),
+            skip_verification=not verify,
         )
         last = pb.ExportDiskResponse()
         async with session.hub() as hub:
@@ -155,8 +174,14 @@ def export(
                 async for report in PointServiceStub(hub).ExportDisk(request):
                     last = report
                     progress.update(task, total=100, completed=report.percent)
-        facts = {"path": str(path), "bytes": last.file_bytes, "format": file_format.value}
-        session.answer(facts, f"wrote {path} ({words.size(last.file_bytes)})")
+        facts = {
+            "path": str(path),
+            "bytes": last.file_bytes,
+            "format": file_format.value,
+            "verified": last.verified,
+        }
+        told = "every byte is as it was backed up" if last.verified else "not compared with the ledgers"
+        session.answer(facts, f"wrote {path} ({words.size(last.file_bytes)}): {told}")
 
     session.run(work(), name=f"sendense point export {point}")
 

@@ -6,11 +6,13 @@ is sealed to it. The credentials service learns the public halves from an operat
 """
 
 from sendense_common.keys._canonical import canonical
+from sendense_common.keys.agent_identity import AgentIdentity, parse_ssh_key
 from sendense_common.keys.agent_keys import AgentKeys, AgentPublicKeys, ensure_agent_keys, load_agent_keys
 from sendense_common.keys.lease_seal import NONCE_BYTES, Redemption, open_sealed, seal
 
 __all__ = [
     "NONCE_BYTES",
+    "AgentIdentity",
     "AgentKeys",
     "AgentPublicKeys",
     "Redemption",
@@ -18,5 +20,6 @@ __all__ = [
     "ensure_agent_keys",
     "load_agent_keys",
     "open_sealed",
+    "parse_ssh_key",
     "seal",
 ]

@@ -2,9 +2,9 @@
 """What an agent signs to redeem a lease, and how the answer is sealed to it.
 
 Request: Ed25519 over `Redemption.signed_bytes`. Answer: HPKE (RFC 9180), base mode, DHKEM(X25519,
-HKDF-SHA256), HKDF-SHA256, AES-256-GCM, with `Redemption.info` as its info: an answer to another lease, agent,
-operation or request does not open. The lease stands for its credential. The plaintext is padded, so that the
-hub, which carries it, does not learn the length of a password.
+HKDF-SHA256), HKDF-SHA256, AES-256-GCM, with `Redemption.info` as its info: an answer to another lease,
+credential, agent, operation or request does not open. The plaintext is padded, so that the hub, which carries
+it, does not learn the length of a password.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Redemption:
     """One request to redeem a lease, without its signature."""
 
     lease_id: str
+    credential_id: str
+    """As the hub named it; the credentials service refuses another one than the lease's."""
     agent_id: str
     operation: int
     """A `sendense.credentials.v1.Operation`."""
@@ -44,8 +46,9 @@ class Redemption:
     def signed_bytes(self) -> bytes:
         """What the signature covers."""
         return canonical(
-            "sendense redeem lease v1",
+            "sendense redeem lease v2",
             self.lease_id,
+            self.credential_id,
             self.agent_id,
             self.operation,
             self.sign_time_ns,
@@ -56,7 +59,12 @@ class Redemption:
     def info(self) -> bytes:
         """What the sealed answer is bound to."""
         return canonical(
-            "sendense sealed secret v1", self.lease_id, self.agent_id, self.operation, self.nonce
+            "sendense sealed secret v2",
+            self.lease_id,
+            self.credential_id,
+            self.agent_id,
+            self.operation,
+            self.nonce,
         )
 
 

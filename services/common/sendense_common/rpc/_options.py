@@ -25,6 +25,13 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_metadata_size", 64 * 1024),
 ]
 
+# Of callers that nobody knows yet.
+STRANGERS_OPTIONS: list[tuple[str, int]] = [
+    *((name, value) for name, value in SERVER_OPTIONS if "message_length" not in name),
+    ("grpc.max_receive_message_length", 4 * 1024),
+    ("grpc.max_send_message_length", 4 * 1024),
+]
+
 CLIENT_OPTIONS: list[tuple[str, int]] = [
     *_COMMON,
     ("grpc.initial_reconnect_backoff_ms", 200),

@@ -14,11 +14,15 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from sendense_common.rpc._caller import CallerInterceptor, Identify, whoever_opened_the_socket
 from sendense_common.rpc._errors import ErrorInterceptor
-from sendense_common.rpc._options import SERVER_OPTIONS
+from sendense_common.rpc._options import SERVER_OPTIONS, STRANGERS_OPTIONS
+from sendense_common.rpc._patience import PatienceInterceptor
 from sendense_common.telemetry import server_interceptors
 
-_STOP_GRACE_S = 2.0
+STOP_GRACE_S = 2.0
+_REQUEST_WITHIN_S = 10.0
+_STRANGERS = 16
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,53 @@ class Service:
     servicer: object
 
 
+async def made(
+    services: Sequence[Service],
+    identify: Identify,
+    options: Sequence[tuple[str, int]],
+    *,
+    most_calls: int | None = None,
+    strangers: bool = False,
+    bare: bool = False,
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    """A server that is not started, and what says of it that it serves.
+
+    `strangers` may call it: requests must come soon, and a caller who is no longer let in loses open streams.
+    `bare`: it serves neither health nor reflection.
+    """
+    interceptors = [
+        *server_interceptors(),
+        ErrorInterceptor(),
+        CallerInterceptor(identify, recheck_streams=strangers),
+    ]
+    if strangers:
+        interceptors.append(PatienceInterceptor(_REQUEST_WITHIN_S))
+    server = grpc.aio.server(
+        interceptors=interceptors,
+        options=options,
+        maximum_concurrent_rpcs=most_calls,
+    )
+    servicer = health.aio.HealthServicer()
+    if not bare:
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
+    for service in services:
+        service.add(service.servicer, server)
+        names.append(service.name)
+        await servicer.set(service.name, health_pb2.HealthCheckResponse.SERVING)
+    if not bare:
+        reflection.enable_server_reflection(names, server)
+    return server, servicer
+
+
 @contextlib.asynccontextmanager
 async def serve(
-    path: Path, services: Sequence[Service], *, stop_grace_s: float = _STOP_GRACE_S
+    path: Path,
+    services: Sequence[Service],
+    *,
+    stop_grace_s: float = STOP_GRACE_S,
+    identify: Identify = whoever_opened_the_socket,
+    for_strangers: bool = False,
 ) -> AsyncIterator[grpc.aio.Server]:
     """Serves on a unix socket that only this user can open, until the block is left.
 
@@ -46,19 +94,17 @@ async def serve(
         path: the socket; the full path may have at most 107 bytes.
         services: what to serve besides health and reflection.
         stop_grace_s: seconds for running calls at the end.
+        identify: says who calls.
+        for_strangers: whether callers are nobody yet: no health, no reflection, small messages, few at once.
     """
-    server = grpc.aio.server(
-        interceptors=[*server_interceptors(), ErrorInterceptor()], options=SERVER_OPTIONS
+    server, servicer = await made(
+        services,
+        identify,
+        STRANGERS_OPTIONS if for_strangers else SERVER_OPTIONS,
+        most_calls=_STRANGERS if for_strangers else None,
+        strangers=for_strangers,
+        bare=for_strangers,
     )
-    servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
-    for service in services:
-        service.add(service.servicer, server)
-        names.append(service.name)
-        await servicer.set(service.name, health_pb2.HealthCheckResponse.SERVING)
-    reflection.enable_server_reflection(names, server)
-
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     hidden.unlink(missing_ok=True)

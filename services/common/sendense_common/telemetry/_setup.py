@@ -61,6 +61,9 @@ def configure(service: str, *, spans_socket: Path | None, exporter: SpanExporter
         spans_socket: where the hub takes spans; None where it is this process itself.
         exporter: one more place for spans (the hub's own store, tests).
     """
+    # A stream whose caller hung up is closed in another context than it ran in. Nothing is lost, and
+    # OpenTelemetry writes a traceback, as often as anybody likes to hang up.
+    logging.getLogger("opentelemetry.context").setLevel(logging.CRITICAL)
     provider = TracerProvider(
         resource=Resource.create({SERVICE_NAME: service, SERVICE_VERSION: sendense_common.__version__})
     )

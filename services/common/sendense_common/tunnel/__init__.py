@@ -13,6 +13,8 @@ from sendense_common.tunnel._published_socket import Owner, PublishedSocket
 from sendense_common.tunnel._reconnect import Backoff, keep_connected
 from sendense_common.tunnel._wire import (
     ENCRYPTION,
+    ENROLMENT_TARGET,
+    ENROLMENT_USER,
     PACKET_BYTES,
     REVERSE_PATH,
     SUPERSEDED,
@@ -23,6 +25,8 @@ from sendense_common.tunnel._wire import (
 
 __all__ = [
     "ENCRYPTION",
+    "ENROLMENT_TARGET",
+    "ENROLMENT_USER",
     "PACKET_BYTES",
     "REVERSE_PATH",
     "SUPERSEDED",

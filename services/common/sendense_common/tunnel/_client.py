@@ -52,11 +52,14 @@ class TunnelConfig:
     private_key_file: Path
     """Our private key, OpenSSH format, without a passphrase."""
     hub_host_key: str
-    """The hub's public host key, one OpenSSH line; no other is accepted."""
+    """The hub's public host key, one OpenSSH line; no other is accepted. To enrol, its fingerprint "SHA256:…"
+    is enough: see `Tunnel.hub_host_key`."""
     compression: bool = True
     """zstd on the wire; the hub may still choose none."""
-    connect_timeout_s: float = 10.0
-    """For TCP; the login has twice as much."""
+    connect_timeout_s: float = 5.0
+    """For TCP, to each address of the hub. A lost SYN is sent again ever later: a new try asks sooner."""
+    login_timeout_s: float = 20.0
+    """For key exchange and login."""
     keepalive_s: float = 10.0
     """A silent hub is asked this often, and given up after three times as long."""
 
@@ -64,8 +67,9 @@ class TunnelConfig:
 class _Client(asyncssh.SSHClient):
     """Callbacks of one connection."""
 
-    def __init__(self, pipes: PipeSet) -> None:
+    def __init__(self, pipes: PipeSet, pinned: str) -> None:
         self._pipes = pipes
+        self._pinned = pinned
         self.lost_because: Exception | None = None
         self.hub_says = ""
 
@@ -75,6 +79,10 @@ class _Client(asyncssh.SSHClient):
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost_because = exc
         self._pipes.close()
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        # Before anything is sent but the key exchange. Asked only about a key that is not known as a whole.
+        return key.get_fingerprint() == self._pinned
 
     def debug_msg_received(self, msg: str, lang: str, always_display: bool) -> None:
         # SSH has no place for the reason of a refused listen, so the hub says it this way.
@@ -150,6 +158,13 @@ class Tunnel:
             await self._conn.create_unix_server(
                 accept, REVERSE_PATH, window=WINDOW_BYTES, max_pktsize=PACKET_BYTES
             )
+
+    @property
+    def hub_host_key(self) -> str:
+        """The host key that the hub has shown, and that was the pinned one: an OpenSSH line."""
+        key = self._conn.get_server_host_key()
+        assert isinstance(key, asyncssh.SSHKey)
+        return key.export_public_key().decode().strip()
 
     @property
     def closed(self) -> bool:
@@ -234,8 +249,11 @@ async def dial(config: TunnelConfig) -> AsyncIterator[Tunnel]:
     """
     hub = f"{config.host}:{config.port}"
     pipes = PipeSet()
-    client = _Client(pipes)
-    conn = await _connect(config, client, hub)
+    by_fingerprint = config.hub_host_key.startswith("SHA256:")
+    pinned = config.hub_host_key if by_fingerprint else fingerprint(config.hub_host_key)
+    client = _Client(pipes, pinned)
+    known = [] if by_fingerprint else [parse_public_key(config.hub_host_key)]
+    conn = await _connect(config, client, hub, known, pinned)
     tunnel = Tunnel(conn, client, pipes, hub)
     try:
         yield tunnel
@@ -245,29 +263,34 @@ async def dial(config: TunnelConfig) -> AsyncIterator[Tunnel]:
         await conn.wait_closed()
 
 
-async def _connect(config: TunnelConfig, client: _Client, hub: str) -> asyncssh.SSHClientConnection:
-    host_key = parse_public_key(config.hub_host_key)
-    pinned = fingerprint(config.hub_host_key)
+async def _connect(
+    config: TunnelConfig, client: _Client, hub: str, known: list[asyncssh.SSHKey], pinned: str
+) -> asyncssh.SSHClientConnection:
+    sock: socket.socket | None = None
     try:
+        sock = await _connect_tcp(config)
         return await asyncssh.connect(
             config.host,
             config.port,
+            sock=sock,
             username=config.agent_id,
             client_factory=lambda: client,
             client_keys=[str(config.private_key_file)],
-            known_hosts=([host_key], [], []),
+            known_hosts=(known, [], []),
             config=None,
             agent_path=None,
             preferred_auth=["publickey"],
             gss_host=None,
             encryption_algs=ENCRYPTION,
             compression_algs=compression_algs(zstd=config.compression),
-            connect_timeout=3 * config.connect_timeout_s,
-            login_timeout=2 * config.connect_timeout_s,
+            connect_timeout=config.login_timeout_s,
+            login_timeout=config.login_timeout_s,
             keepalive_interval=config.keepalive_s,
             keepalive_count_max=2,
         )
     except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
+        if "hash mismatch" in str(error):  # a bit was changed on the way; says nothing about the key
+            raise _lost(f"the handshake with the hub at {hub} was damaged on the way: {error}") from error
         raise SendenseError(
             Reason.REASON_TUNNEL_REFUSED,
             f"the hub at {hub} does not show the pinned host key {pinned}: {error}",
@@ -280,7 +303,8 @@ async def _connect(config: TunnelConfig, client: _Client, hub: str) -> asyncssh.
             Reason.REASON_TUNNEL_REFUSED,
             f"the hub at {hub} does not know the key of agent {config.agent_id!r} "
             f"({_own_fingerprint(config.private_key_file)})",
-            remedy="Register the site with this key at the hub.",
+            remedy="Its key was revoked or replaced, or the site was never let in: have it invited at the "
+            "centre (`sendense agent invite`).",
         ) from error
     except asyncssh.ServiceNotAvailable as error:
         raise SendenseError(
@@ -289,11 +313,35 @@ async def _connect(config: TunnelConfig, client: _Client, hub: str) -> asyncssh.
             remedy="Try again later.",
         ) from error
     except asyncssh.KeyImportError as error:
+        if sock is not None:
+            sock.close()
         raise SendenseError(
             Reason.REASON_INTERNAL, f"{config.private_key_file} is not a usable private key: {error}"
         ) from error
     except (asyncssh.Error, OSError, TimeoutError) as error:
         raise _lost(f"the hub at {hub} cannot be reached: {str(error) or type(error).__name__}") from error
+
+
+async def _connect_tcp(config: TunnelConfig) -> socket.socket:
+    """To the first address of the hub that answers; OSError."""
+    loop = asyncio.get_running_loop()
+    last: OSError | None = None
+    for family, kind, protocol, _, address in await loop.getaddrinfo(
+        config.host, config.port, type=socket.SOCK_STREAM
+    ):
+        with contextlib.ExitStack() as owned:
+            sock = socket.socket(family, kind, protocol)
+            owned.callback(sock.close)
+            sock.setblocking(False)
+            try:
+                async with asyncio.timeout(config.connect_timeout_s):
+                    await loop.sock_connect(sock, address)
+            except OSError as error:  # TimeoutError is one
+                last = error
+            else:
+                owned.pop_all()
+                return sock
+    raise last or OSError(f"{config.host} has no address")
 
 
 def _own_fingerprint(path: Path) -> str:

@@ -25,6 +25,7 @@ from sendense_common.tunnel._wire import PACKET_BYTES, WINDOW_BYTES
 
 # How long a closed pipe may go on flushing into a program that does not read.
 _LINGER_S = 60.0
+_LOOK_AGAIN_S = 0.01
 
 
 class Hold(enum.Enum):
@@ -33,6 +34,7 @@ class Hold(enum.Enum):
     ALONE = "the other end does not exist yet"
     PARTNER_FULL = "the other end takes no more"
     CONNECTION_FULL = "the SSH connection takes no more"
+    KEY_EXCHANGE = "the SSH connection changes its keys"
 
 
 class _Transport(Protocol):
@@ -126,19 +128,25 @@ class PipeSet:
     """The pipes of one SSH connection.
 
     A full SSH transport holds all their sockets: asyncssh itself would go on queueing packets for a peer that
-    does not read, up to the window that this peer chose. Ends with the connection: its sockets are closed.
+    does not read, up to the window that this peer chose. So does a key exchange, during which it puts packets
+    aside: the peer may never go on with it. Ends with the connection: its sockets are closed.
     """
 
     def __init__(self) -> None:
         self._ends: set[SocketEnd] = set()
         self._full = False
+        self._conn: SSHConnection | None = None
+        self._looking = False
         self.closed = False
+        self.received_bytes = 0
+        """That the peer has sent through its channels, uncompressed."""
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def watch(self, conn: SSHConnection) -> None:
         """Call when the connection is made."""
+        self._conn = conn
         conn.pause_writing = self._pause  # type: ignore[method-assign]
         conn.resume_writing = self._resume  # type: ignore[method-assign]
 
@@ -153,6 +161,8 @@ class PipeSet:
         self._ends.add(end)
         if self._full:
             end.hold(Hold.CONNECTION_FULL)
+        if self._looking:
+            end.hold(Hold.KEY_EXCHANGE)
         if self.closed:
             end.abort()
 
@@ -170,6 +180,26 @@ class PipeSet:
     def targets(self) -> set[str]:
         """The targets that have pipes now."""
         return {end.target for end in self._ends}
+
+    def sent(self) -> None:
+        """Call after something was given to the connection."""
+        if not self._looking and self._put_aside():
+            self._looking = True
+            for end in list(self._ends):
+                end.hold(Hold.KEY_EXCHANGE)
+            asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._look)
+
+    def _put_aside(self) -> bool:
+        """Whether packets wait for the end of a key exchange; asyncssh tells it nowhere."""
+        return self._conn is not None and bool(self._conn._deferred_packets)  # noqa: SLF001
+
+    def _look(self) -> None:
+        if self._put_aside() and not self.closed:
+            asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._look)
+            return
+        self._looking = False
+        for end in list(self._ends):
+            end.release(Hold.KEY_EXCHANGE)
 
     def _pause(self) -> None:
         self._full = True
@@ -218,6 +248,7 @@ class SocketEnd(_End, asyncio.Protocol):
             self._early.append(data)
         else:
             self._give(data)
+            self._pipes.sent()
 
     def eof_received(self) -> bool:
         """Called by asyncio; True keeps the other direction open."""
@@ -246,8 +277,9 @@ class SocketEnd(_End, asyncio.Protocol):
 class ChannelEnd(_End, asyncssh.SSHUNIXSession[bytes]):
     """The end that is an SSH channel."""
 
-    def __init__(self, socket_end: SocketEnd) -> None:
+    def __init__(self, socket_end: SocketEnd, pipes: PipeSet) -> None:
         super().__init__()
+        self._pipes = pipes
         self._socket_end = socket_end
         self._partner = socket_end
 
@@ -261,6 +293,7 @@ class ChannelEnd(_End, asyncssh.SSHUNIXSession[bytes]):
 
     def data_received(self, data: bytes, datatype: object = None) -> None:
         """Called by asyncssh."""
+        self._pipes.received_bytes += len(data)
         self._give(data)
 
     def eof_received(self) -> bool:
@@ -282,7 +315,7 @@ async def connect_target(path: Path, pipes: PipeSet, target: str) -> ChannelEnd:
     _, end = await asyncio.get_running_loop().create_unix_connection(
         lambda: SocketEnd(pipes, target), str(path)
     )
-    return ChannelEnd(end)
+    return ChannelEnd(end, pipes)
 
 
 async def carry(conn: SSHConnection, sock: socket.socket, pipes: PipeSet, name: str) -> None:
@@ -295,7 +328,7 @@ async def carry(conn: SSHConnection, sock: socket.socket, pipes: PipeSet, name: 
     _, end = await loop.connect_accepted_socket(lambda: SocketEnd(pipes, name), sock)
     try:
         await conn.create_unix_connection(
-            lambda: ChannelEnd(end), name, window=WINDOW_BYTES, max_pktsize=PACKET_BYTES
+            lambda: ChannelEnd(end, pipes), name, window=WINDOW_BYTES, max_pktsize=PACKET_BYTES
         )
     except BaseException:
         end.abort()

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
 from sendense_common.tunnel._client import Tunnel, TunnelConfig, dial
 
@@ -25,8 +26,10 @@ class Backoff:
 
     shortest_s: float = 0.2
     """The first wait is at most this long."""
-    longest_s: float = 30.0
-    """No wait is longer, except after being superseded."""
+    longest_s: float = 3.0
+    """No wait is longer while the hub cannot be reached: jobs wait for the link to come back."""
+    refused_s: float = 30.0
+    """While the hub can be reached and says no, or shows another key."""
     superseded_s: float = 60.0
     """Two hosts with one key would otherwise take over from each other for ever."""
     rng: random.Random = field(default_factory=random.Random)
@@ -36,11 +39,13 @@ class Backoff:
         """The next wait is the first one again."""
         self._failures = 0
 
-    def next_s(self, *, superseded: bool = False) -> float:
+    def next_s(self, *, superseded: bool = False, refused: bool = False) -> float:
         """Seconds to wait now."""
         if superseded:
             return self.rng.uniform(self.superseded_s / 2, self.superseded_s)
-        ceiling = min(self.longest_s, self.shortest_s * 2.0 ** min(self._failures, 32))
+        ceiling = min(
+            self.refused_s if refused else self.longest_s, self.shortest_s * 2.0 ** min(self._failures, 32)
+        )
         self._failures += 1
         return self.rng.uniform(0, ceiling)
 
@@ -65,7 +70,7 @@ async def keep_connected(
     hub = f"{config.host}:{config.port}"
     last = ""
     while not stopping.is_set():
-        superseded = False
+        superseded = refused = False
         try:
             async with dial(config) as tunnel, on_up(tunnel):
                 log.info("connected to the hub at %s as %s", hub, config.agent_id)
@@ -80,10 +85,11 @@ async def keep_connected(
                     backoff.succeeded()
                 log.warning("%s", error or f"the hub at {hub} closed the connection")
         except SendenseError as failure:
+            refused = failure.reason == Reason.REASON_TUNNEL_REFUSED
             if str(failure) != last:  # an hour without a network is one line, not hundreds
                 log.warning("not connected: %s. %s", failure, failure.remedy)
                 last = str(failure)
-        wait_s = backoff.next_s(superseded=superseded)
+        wait_s = backoff.next_s(superseded=superseded, refused=refused)
         if superseded:
             log.error(
                 "another host uses the key of agent %s; waiting %.0f s. Give each agent a key of its own.",

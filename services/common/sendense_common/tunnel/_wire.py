@@ -20,6 +20,12 @@ ENCRYPTION = ["aes128-gcm@openssh.com"]
 REVERSE_PATH = "/agent"
 """What an agent asks the hub to listen on; where that is at the hub, the hub decides."""
 
+ENROLMENT_USER = "_enrol"
+"""As whom an agent logs in that nobody knows yet; no site can have this name."""
+
+ENROLMENT_TARGET = "enrolment"
+"""The one name that such an agent may open."""
+
 SUPERSEDED = "superseded by a newer connection"
 """The hub's last words to an agent whose reverse path another connection took over."""
 

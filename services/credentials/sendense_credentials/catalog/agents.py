@@ -28,8 +28,14 @@ def find(connection: sa.Connection, agent_id: str) -> Agent | None:
     return Agent(row.agent_id, AgentPublicKeys(row.signing_public_key, row.sealing_public_key))
 
 
-def register(connection: sa.Connection, agent: Agent, now_us: int) -> bool:
-    """Keeps a new one; whether it is new (False: it is there with the same keys).
+def register(connection: sa.Connection, agent: Agent, now_us: int, *, replace: bool = False) -> bool:
+    """Keeps a new one; whether anything changed (False: it is there with the same keys).
+
+    Args:
+        connection: a transaction.
+        agent: to keep.
+        now_us: the wall clock.
+        replace: an agent that is there with other keys has these from now on.
 
     Raises:
         SendenseError: SITE_EXISTS when the agent is there with other keys, or another agent has one of these.
@@ -37,14 +43,23 @@ def register(connection: sa.Connection, agent: Agent, now_us: int) -> bool:
     before = find(connection, agent.agent_id)
     if before == agent:
         return False
-    owner = agent.agent_id if before else _owner_of(connection, agent.keys)
+    other = _owner_of(connection, agent)
+    owner = other or (agent.agent_id if before and not replace else None)
     if owner is not None:
         raise SendenseError(
             Reason.REASON_SITE_EXISTS,
-            f"agent {owner} is registered already, with {'other' if before else 'one of these'} keys",
-            remedy=f"Compare the fingerprints. If agent {owner} was made anew, remove it first.",
+            f"agent {owner} is registered already, with {'one of these' if other else 'other'} keys",
+            remedy=f"Compare the fingerprints. If agent {owner} is to have new keys: "
+            f"`sendense agent rotate-key {owner}`.",
             site=owner,
         )
+    if before:
+        connection.execute(
+            agents.update()
+            .where(agents.c.agent_id == agent.agent_id)
+            .values(signing_public_key=agent.keys.signing, sealing_public_key=agent.keys.sealing)
+        )
+        return True
     connection.execute(
         agents.insert().values(
             agent_id=agent.agent_id,
@@ -57,16 +72,18 @@ def register(connection: sa.Connection, agent: Agent, now_us: int) -> bool:
 
 
 def delete(connection: sa.Connection, agent_id: str) -> bool:
-    """Removes one and its leases; whether it was there."""
+    """Removes one, its grants and its leases; whether it was there."""
     return connection.execute(agents.delete().where(agents.c.agent_id == agent_id)).rowcount == 1
 
 
-def _owner_of(connection: sa.Connection, keys: AgentPublicKeys) -> str | None:
-    """The agent that has one of these keys already."""
+def _owner_of(connection: sa.Connection, agent: Agent) -> str | None:
+    """Another agent that has one of its keys already."""
+    keys = agent.keys
     return connection.scalar(
         sa.select(agents.c.agent_id)
         .where(
-            sa.or_(agents.c.signing_public_key == keys.signing, agents.c.sealing_public_key == keys.sealing)
+            sa.or_(agents.c.signing_public_key == keys.signing, agents.c.sealing_public_key == keys.sealing),
+            agents.c.agent_id != agent.agent_id,
         )
         .limit(1)
     )

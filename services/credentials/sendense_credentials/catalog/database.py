@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,7 +46,22 @@ class Catalog:
             with self._engine.begin() as connection:
                 return transaction(connection)
 
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, whole))
+        asking = contextvars.copy_context()  # who asks is known in the transaction too
+        running = asyncio.get_running_loop().run_in_executor(self._thread, asking.run, whole)
+        # A caller that hung up wants to hear of no failure; asyncio would log it as one that nobody heard of.
+        running.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(running)
+
+    async def forget_old_pages(self) -> None:
+        """Empties the write-ahead log, which has what pages held before; not while somebody reads it."""
+
+        def checkpoint() -> None:
+            with self._engine.connect() as connection:
+                driver = connection.connection.cursor()
+                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                driver.close()
+
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, checkpoint))
 
     def close(self) -> None:
         """Waits for what runs."""
@@ -100,6 +116,7 @@ def _set_up(connection: object, _record: object) -> None:
         "journal_mode=WAL",
         "synchronous=FULL",  # a lease that was used stays used, whatever happens to the power
         "foreign_keys=ON",
+        "secure_delete=ON",  # a data key under a former key does not stay in free pages
         f"busy_timeout={_BUSY_TIMEOUT_MS}",
     ):
         cursor.execute(f"PRAGMA {pragma}")

@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from sendense_credentials.catalog.tables import leases
 from sendense_credentials.domain.lease import Lease
 
+_UNUSED = (leases.c.redeem_time_us.is_(None), leases.c.end_time_us.is_(None))
+
 
 def insert(connection: sa.Connection, lease: Lease) -> None:
     """Keeps a new one."""
@@ -37,42 +39,64 @@ def find(connection: sa.Connection, lease_id: str) -> Lease | None:
         subject_id=row.subject_id,
         expire_time_us=row.expire_time_us,
         redeem_time_us=row.redeem_time_us,
+        end_time_us=row.end_time_us,
+        end_cause=row.end_cause or "",
     )
 
 
 def use_up(
-    connection: sa.Connection, *, lease_id: str, agent_id: str, operation: int, now_us: int
-) -> str | None:
-    """Uses up a lease that fits, in one statement: of any number of callers one gets the credential's ID."""
-    found: str | None = connection.scalar(
+    connection: sa.Connection,
+    *,
+    lease_id: str,
+    credential_id: str,
+    agent_id: str,
+    operation: int,
+    now_us: int,
+) -> bool:
+    """Uses up a lease that fits, in one statement: of any number of callers one gets it."""
+    used = connection.execute(
         leases.update()
         .where(
             leases.c.lease_id == lease_id,
+            leases.c.credential_id == credential_id,
             leases.c.agent_id == agent_id,
             leases.c.operation == operation,
-            leases.c.redeem_time_us.is_(None),
             leases.c.expire_time_us > now_us,
+            *_UNUSED,
         )
         .values(redeem_time_us=now_us)
-        .returning(leases.c.credential_id)
     )
-    return found
+    return used.rowcount == 1
 
 
-def end(connection: sa.Connection, lease_id: str) -> bool:
-    """Removes a lease that was not used; whether there was one."""
-    gone = connection.execute(
-        leases.delete().where(leases.c.lease_id == lease_id, leases.c.redeem_time_us.is_(None))
+def end(connection: sa.Connection, lease_id: str, now_us: int, cause: str) -> bool:
+    """Ends a lease that was not used; whether there was one."""
+    return _end(connection, leases.c.lease_id == lease_id, now_us, cause) == 1
+
+
+def end_all_of(
+    connection: sa.Connection, credential_id: str, now_us: int, cause: str, *, agent_id: str = ""
+) -> int:
+    """Ends the unused leases of a credential, of all agents or of one; how many there were."""
+    mine = leases.c.credential_id == credential_id
+    if agent_id:
+        mine = sa.and_(mine, leases.c.agent_id == agent_id)
+    return _end(connection, mine, now_us, cause)
+
+
+def open_of(connection: sa.Connection, credential_id: str, now_us: int) -> list[Lease]:
+    """Those of a credential that could be used now."""
+    query = sa.select(leases.c.lease_id).where(
+        leases.c.credential_id == credential_id, leases.c.expire_time_us > now_us, *_UNUSED
     )
-    return gone.rowcount == 1
+    found = (find(connection, lease_id) for lease_id in connection.scalars(query).all())
+    return [lease for lease in found if lease is not None]
 
 
-def end_all_of(connection: sa.Connection, credential_id: str) -> int:
-    """Removes the unused leases of a credential; how many there were."""
-    gone = connection.execute(
-        leases.delete().where(leases.c.credential_id == credential_id, leases.c.redeem_time_us.is_(None))
-    )
-    return gone.rowcount
+def _end(connection: sa.Connection, which: sa.ColumnElement[bool], now_us: int, cause: str) -> int:
+    return connection.execute(
+        leases.update().where(which, *_UNUSED).values(end_time_us=now_us, end_cause=cause)
+    ).rowcount
 
 
 def forget_expired(connection: sa.Connection, before_us: int) -> None:

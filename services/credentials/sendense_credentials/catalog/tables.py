@@ -26,6 +26,8 @@ credentials = sa.Table(
     sa.Column("ciphertext", sa.LargeBinary, nullable=False),
     sa.Column("create_time_us", sa.BigInteger, nullable=False),
     sa.Column("rotate_time_us", sa.BigInteger, nullable=False),
+    sa.Column("bound_to", sa.String, nullable=False, server_default=""),
+    sa.Column("first_key_id", sa.String, nullable=False, server_default=""),
 )
 
 agents = sa.Table(
@@ -34,6 +36,25 @@ agents = sa.Table(
     sa.Column("agent_id", sa.String, primary_key=True),
     sa.Column("signing_public_key", sa.LargeBinary, nullable=False, unique=True),
     sa.Column("sealing_public_key", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("create_time_us", sa.BigInteger, nullable=False),
+)
+
+grants = sa.Table(
+    "grants",
+    metadata,
+    sa.Column(
+        "credential_id",
+        sa.String,
+        sa.ForeignKey("credentials.credential_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    sa.Column(
+        "agent_id",
+        sa.String,
+        sa.ForeignKey("agents.agent_id", ondelete="CASCADE"),
+        primary_key=True,
+        index=True,
+    ),
     sa.Column("create_time_us", sa.BigInteger, nullable=False),
 )
 
@@ -59,4 +80,16 @@ leases = sa.Table(
     sa.Column("subject_id", sa.String, nullable=False),
     sa.Column("expire_time_us", sa.BigInteger, nullable=False, index=True),
     sa.Column("redeem_time_us", sa.BigInteger),
+    sa.Column("end_time_us", sa.BigInteger),
+    sa.Column("end_cause", sa.String),
+)
+
+audit_heads = sa.Table(
+    "audit_heads",
+    metadata,
+    sa.Column("log", sa.String, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("record_hash", sa.LargeBinary, nullable=False),
+    sa.Column("seen_time_us", sa.BigInteger, nullable=False),
+    sa.Column("contradiction", sa.String, nullable=False),
 )

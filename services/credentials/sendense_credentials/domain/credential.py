@@ -15,11 +15,13 @@ class Envelope:
     """A secret under a data key of its own, and that key under a key-encryption key."""
 
     key_id: str
-    """Which key-encryption key."""
+    """Which key-encryption key it is under now."""
     wrapped_key: bytes = field(repr=False)
-    """Nonce and AES-256-GCM of the data key."""
+    """The data key, as the key's provider wrapped it."""
     ciphertext: bytes = field(repr=False)
     """Nonce and AES-256-GCM of the secret."""
+    first_key_id: str
+    """Which key it was made under: part of the secret's identity, as a name. The key may be gone."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,11 @@ class Credential:
     rotate_time_us: int
     """When the present secret came; the same as `create_time_us` before the first rotation."""
     envelope: Envelope
-    """The secret."""
+    """The secret, with the endpoint that it is bound to."""
+    bound_to: str
+    """That endpoint, for people: "HOST:PORT"; empty for one that was stored before there were any."""
+    agent_ids: tuple[str, ...] = ()
+    """Whom it is granted to, sorted."""
 
 
 def check_name(name: str) -> str:

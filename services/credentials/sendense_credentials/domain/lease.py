@@ -38,6 +38,14 @@ class Lease:
     """When it ends unused."""
     redeem_time_us: int | None = None
     """When it was used."""
+    end_time_us: int | None = None
+    """When it was ended, unused."""
+    end_cause: str = ""
+    """Why, as "the hub gave it back"."""
+
+    def describe(self) -> str:
+        """For people."""
+        return f"agent {self.agent_id} has a lease for {operation_name(self.operation)} ({self.subject_id})"
 
 
 def operation_name(operation: int) -> str:
@@ -46,9 +54,10 @@ def operation_name(operation: int) -> str:
     return found.name.removeprefix("OPERATION_") if found else str(operation)
 
 
-def is_signed_now(redemption: Redemption, now_us: int) -> bool:
-    """Whether the time of signing is near enough."""
-    return abs(redemption.sign_time_ns // 1000 - now_us) <= CLOCK_TOLERANCE_US
+def seconds_off(redemption: Redemption, now_us: int) -> int:
+    """How far the time of signing is ahead of ours, negative behind; 0 when it is near enough."""
+    off_us = redemption.sign_time_ns // 1000 - now_us
+    return 0 if abs(off_us) <= CLOCK_TOLERANCE_US else off_us // 1_000_000
 
 
 def refusal(lease: Lease | None, redemption: Redemption, now_us: int) -> SendenseError:
@@ -57,25 +66,25 @@ def refusal(lease: Lease | None, redemption: Redemption, now_us: int) -> Sendens
     An agent learns nothing about leases of others.
     """
     what = f"lease {redemption.lease_id}"
+    reason = Reason.REASON_LEASE_INVALID
     if lease is None or lease.agent_id != redemption.agent_id:
         problem = f"{what} does not exist, or not for agent {redemption.agent_id}"
+    elif lease.credential_id != redemption.credential_id:
+        problem = f"{what} was not issued for credential {redemption.credential_id}"
     elif lease.operation != redemption.operation:
         problem = (
             f"{what} was issued for {operation_name(lease.operation)}, "
             f"not for {operation_name(redemption.operation)}"
         )
     elif lease.redeem_time_us is not None:
-        problem = f"{what} was used already"
+        reason, problem = Reason.REASON_LEASE_USED, f"{what} was used already"
+    elif lease.end_time_us is not None:
+        reason, problem = Reason.REASON_LEASE_REVOKED, f"{what} was ended: {lease.end_cause}"
     else:
         late_s = (now_us - lease.expire_time_us) // 1_000_000
-        return SendenseError(
-            Reason.REASON_LEASE_EXPIRED,
-            f"{what} expired {late_s} s ago",
-            remedy="Start the operation again: it gets a new lease.",
-            lease=redemption.lease_id,
-        )
+        reason, problem = Reason.REASON_LEASE_EXPIRED, f"{what} expired {late_s} s ago"
     return SendenseError(
-        Reason.REASON_LEASE_INVALID,
+        reason,
         problem,
         remedy="Start the operation again: it gets a new lease.",
         lease=redemption.lease_id,

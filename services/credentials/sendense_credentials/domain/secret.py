@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user name and a password."""
+"""A user name, a password, and where they may be sent."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from sendense_common.errors import invalid
+from sendense_credentials.domain.endpoint import Endpoint
 
 _USERNAME_CHARACTERS = 256
 _PASSWORD_CHARACTERS = 1024
@@ -19,6 +20,8 @@ class Secret:
     """1 to 256 printable characters."""
     password: str = field(repr=False)
     """1 to 1024 characters of any kind, kept exactly: blanks at the ends are part of it."""
+    endpoint: Endpoint | None = field(default=None, repr=False)
+    """Where it may be sent; None in one that was stored before there were endpoints."""
 
     def __post_init__(self) -> None:
         """Refuses what is empty or too long.

@@ -11,12 +11,14 @@ import grpc
 import sendense.credentials.v1.credential_service_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1.credential_service_pb2_grpc import CredentialServiceServicer
+from sendense_common import audit_log
 from sendense_common.errors import SendenseError
-from sendense_credentials.catalog import Catalog, agents
+from sendense_credentials.catalog import Catalog, Connection, agents
 from sendense_credentials.domain.agent import check_agent_id
 from sendense_credentials.domain.clock import Clock
-from sendense_credentials.rpc.wire import from_agent, from_credential, to_agent, to_secret, to_uuid
+from sendense_credentials.rpc.wire import from_agent, from_credential, to_agent, to_uuid
 from sendense_credentials.vault import CredentialVault
+from sendense_credentials.vault.plaintext import endpoint_of, from_message
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,8 @@ class CredentialServicer(CredentialServiceServicer):
     ) -> pb.StoreCredentialResponse:
         """Stores a new credential."""
         request_id = to_uuid("request_id", request.request_id)
-        stored = await self._vault.store(request_id, request.name, to_secret(request.secret))
+        agent_ids = [check_agent_id(each) for each in request.agent_ids]
+        stored = await self._vault.store(request_id, request.name, from_message(request.secret), agent_ids)
         return pb.StoreCredentialResponse(credential=from_credential(stored))
 
     async def ListCredentials(
@@ -50,13 +53,37 @@ class CredentialServicer(CredentialServiceServicer):
     ) -> pb.RotateCredentialResponse:
         """Replaces a secret."""
         credential_id = to_uuid("credential_id", request.credential_id)
-        rotated = await self._vault.rotate(credential_id, to_secret(request.secret))
+        rotated = await self._vault.rotate(credential_id, from_message(request.secret))
         return pb.RotateCredentialResponse(credential=from_credential(rotated))
+
+    async def BindCredential(
+        self, request: pb.BindCredentialRequest, context: _Context
+    ) -> pb.BindCredentialResponse:
+        """Binds it to another vCenter's address and certificate."""
+        credential_id = to_uuid("credential_id", request.credential_id)
+        bound = await self._vault.bind(credential_id, endpoint_of(request.endpoint))
+        return pb.BindCredentialResponse(credential=from_credential(bound))
+
+    async def GrantCredential(
+        self, request: pb.GrantCredentialRequest, context: _Context
+    ) -> pb.GrantCredentialResponse:
+        """Lets an agent open it."""
+        credential_id = to_uuid("credential_id", request.credential_id)
+        granted = await self._vault.grant(credential_id, check_agent_id(request.agent_id))
+        return pb.GrantCredentialResponse(credential=from_credential(granted))
+
+    async def UngrantCredential(
+        self, request: pb.UngrantCredentialRequest, context: _Context
+    ) -> pb.UngrantCredentialResponse:
+        """Lets an agent open it no more."""
+        credential_id = to_uuid("credential_id", request.credential_id)
+        left = await self._vault.ungrant(credential_id, check_agent_id(request.agent_id))
+        return pb.UngrantCredentialResponse(credential=from_credential(left))
 
     async def DeleteCredential(
         self, request: pb.DeleteCredentialRequest, context: _Context
     ) -> pb.DeleteCredentialResponse:
-        """Removes a credential and its leases."""
+        """Removes a credential, its grants and its leases."""
         await self._vault.delete(to_uuid("credential_id", request.credential_id))
         return pb.DeleteCredentialResponse()
 
@@ -66,7 +93,15 @@ class CredentialServicer(CredentialServiceServicer):
         """Makes an agent's public keys known."""
         agent = to_agent(request.agent)
         now_us = self._clock()
-        if await self._catalog.run(lambda connection: agents.register(connection, agent, now_us)):
+
+        def register(connection: Connection) -> bool:
+            new = agents.register(connection, agent, now_us, replace=request.replace)
+            if new:
+                fingerprint = agent.keys.fingerprint
+                audit_log.record_blocking("agent.register", subject=agent.agent_id, fingerprint=fingerprint)
+            return new
+
+        if await self._catalog.run(register):
             log.info("registered agent %s with keys %s", agent.agent_id, agent.keys.fingerprint)
         return pb.RegisterAgentResponse()
 
@@ -75,13 +110,18 @@ class CredentialServicer(CredentialServiceServicer):
         return pb.ListAgentsResponse(agents=map(from_agent, await self._catalog.run(agents.listed)))
 
     async def RemoveAgent(self, request: pb.RemoveAgentRequest, context: _Context) -> pb.RemoveAgentResponse:
-        """Forgets an agent; its leases end."""
+        """Forgets an agent, its grants and its leases."""
         agent_id = check_agent_id(request.agent_id)
-        if not await self._catalog.run(lambda connection: agents.delete(connection, agent_id)):
-            raise SendenseError(
-                Reason.REASON_SITE_NOT_FOUND,
-                f"the credentials service knows no agent {agent_id}",
-                site=agent_id,
-            )
+
+        def remove(connection: Connection) -> None:
+            if not agents.delete(connection, agent_id):
+                raise SendenseError(
+                    Reason.REASON_SITE_NOT_FOUND,
+                    f"the credentials service knows no agent {agent_id}",
+                    site=agent_id,
+                )
+            audit_log.record_blocking("agent.remove", subject=agent_id)
+
+        await self._catalog.run(remove)
         log.info("removed agent %s", agent_id)
         return pb.RemoveAgentResponse()

@@ -13,7 +13,6 @@ from sendense_common.errors import invalid
 from sendense_common.keys import AgentPublicKeys
 from sendense_credentials.domain.agent import Agent, check_agent_id
 from sendense_credentials.domain.credential import Credential
-from sendense_credentials.domain.secret import Secret
 
 
 def to_uuid(field: str, text: str) -> str:
@@ -31,11 +30,6 @@ def to_operation(operation: Operation.ValueType) -> int:
     if operation not in Operation.values() or operation == Operation.OPERATION_UNSPECIFIED:
         raise invalid("operation", "must be one that this service knows")
     return int(operation)
-
-
-def to_secret(message: pb.Secret) -> Secret:
-    """The secret, whose `repr` shows nothing: the message's own would."""
-    return Secret(message.username, message.password)
 
 
 def to_agent(message: pb.Agent) -> Agent:
@@ -64,6 +58,8 @@ def from_credential(credential: Credential) -> pb.Credential:
         key_id=credential.envelope.key_id,
         create_time=from_us(credential.create_time_us),
         rotate_time=from_us(credential.rotate_time_us),
+        agent_ids=credential.agent_ids,
+        bound_to=credential.bound_to,
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import logging
 import uuid
+from typing import Any
 
 from sendense.common.v1.reason_pb2 import Reason
-from sendense_common import telemetry
+from sendense_common import audit_log, telemetry
 from sendense_common.errors import SendenseError
 from sendense_common.keys import Redemption, seal
-from sendense_credentials.catalog import Catalog, Connection, agents, credentials, leases
+from sendense_credentials.catalog import Catalog, Connection, agents, credentials, grants, leases
 from sendense_credentials.domain.agent import Agent
 from sendense_credentials.domain.clock import Clock
 from sendense_credentials.domain.credential import Credential
@@ -18,21 +19,24 @@ from sendense_credentials.domain.lease import (
     KEPT_AFTER_EXPIRY_US,
     LIFETIME_US,
     Lease,
-    is_signed_now,
     operation_name,
     refusal,
+    seconds_off,
 )
-from sendense_credentials.vault.credentials import not_found
+from sendense_credentials.vault.credentials import agent_unknown, not_found, not_granted
 from sendense_credentials.vault.envelope import disclose
-from sendense_credentials.vault.local_keys import LocalKeys
+from sendense_credentials.vault.keyring import Keyring
 
 log = logging.getLogger(__name__)
+
+# Before the signature was checked, anybody may say that it is this agent.
+_UNPROVEN = frozenset({Reason.REASON_AGENT_UNKNOWN, Reason.REASON_SIGNATURE_INVALID})
 
 
 class LeaseVault:
     """Leases for the hub, and their redemption for agents."""
 
-    def __init__(self, catalog: Catalog, keys: LocalKeys, clock: Clock) -> None:
+    def __init__(self, catalog: Catalog, keys: Keyring, clock: Clock) -> None:
         self._catalog = catalog
         self._keys = keys
         self._clock = clock
@@ -41,7 +45,7 @@ class LeaseVault:
         """A new lease.
 
         Raises:
-            SendenseError: CREDENTIAL_NOT_FOUND, AGENT_UNKNOWN.
+            SendenseError: CREDENTIAL_NOT_FOUND, AGENT_UNKNOWN, CREDENTIAL_NOT_GRANTED.
         """
         now_us = self._clock()
         lease = Lease(
@@ -55,13 +59,22 @@ class LeaseVault:
 
         def transaction(connection: Connection) -> None:
             leases.forget_expired(connection, now_us - KEPT_AFTER_EXPIRY_US)
-            if credentials.find(connection, credential_id) is None:
+            credential = credentials.find(connection, credential_id)
+            if credential is None:
                 raise not_found(credential_id)
             if agents.find(connection, agent_id) is None:
                 raise agent_unknown(agent_id)
+            if not grants.exists(connection, credential_id, agent_id):
+                raise not_granted(credential, agent_id)
             leases.insert(connection, lease)
+            audit_log.record_blocking("lease.issue", subject=lease.lease_id, actor="hub", **_facts(lease))
 
-        await self._catalog.run(transaction)
+        try:
+            await self._catalog.run(transaction)
+        except SendenseError as error:
+            facts = {**_facts(lease), "reason": error.reason_name}
+            await audit_log.record("lease.issue", outcome="refused", actor="hub", **facts)
+            raise
         log.info(
             "issued lease %s: credential %s, agent %s, %s for %r",
             lease.lease_id,
@@ -74,16 +87,33 @@ class LeaseVault:
 
     async def revoke(self, lease_id: str) -> None:
         """Ends a lease that was not used; no matter if there is none."""
-        if await self._catalog.run(lambda connection: leases.end(connection, lease_id)):
+        now_us, cause = self._clock(), "the hub gave it back: what it was for is over"
+        if await self._catalog.run(lambda connection: leases.end(connection, lease_id, now_us, cause)):
+            await audit_log.record("lease.end", subject=lease_id, actor="hub")
             log.info("ended lease %s unused", lease_id)
 
     async def redeem(self, redemption: Redemption, signature: bytes) -> bytes:
         """Uses up a lease and returns its secret, sealed to the agent.
 
         Raises:
-            SendenseError: AGENT_UNKNOWN, SIGNATURE_INVALID, LEASE_INVALID, LEASE_EXPIRED,
-                CREDENTIAL_UNREADABLE.
+            SendenseError: AGENT_UNKNOWN, SIGNATURE_INVALID, CLOCKS_DIFFER, LEASE_INVALID, LEASE_USED,
+                LEASE_REVOKED, LEASE_EXPIRED, CREDENTIAL_UNREADABLE.
         """
+        try:
+            return await self._redeem(redemption, signature)
+        except SendenseError as error:
+            who = "unproven" if error.reason in _UNPROVEN else "agent"
+            await audit_log.record(
+                "lease.redeem",
+                subject=redemption.lease_id,
+                outcome="refused",
+                actor=f"{who}:{redemption.agent_id}",
+                operation=operation_name(redemption.operation),
+                reason=error.reason_name,
+            )
+            raise
+
+    async def _redeem(self, redemption: Redemption, signature: bytes) -> bytes:
         agent = await self._catalog.run(lambda connection: agents.find(connection, redemption.agent_id))
         if agent is None:
             raise agent_unknown(redemption.agent_id)
@@ -91,22 +121,28 @@ class LeaseVault:
         now_us = self._clock()
 
         def transaction(connection: Connection) -> Credential | SendenseError:
-            credential_id = leases.use_up(
+            used = leases.use_up(
                 connection,
                 lease_id=redemption.lease_id,
+                credential_id=redemption.credential_id,
                 agent_id=redemption.agent_id,
                 operation=redemption.operation,
                 now_us=now_us,
             )
-            found = credentials.find(connection, credential_id) if credential_id else None
-            return found or refusal(leases.find(connection, redemption.lease_id), redemption, now_us)
+            found = credentials.find(connection, redemption.credential_id) if used else None
+            lease = leases.find(connection, redemption.lease_id)
+            if found is None or lease is None:
+                return refusal(lease, redemption, now_us)
+            who = f"agent:{redemption.agent_id}"
+            audit_log.record_blocking("lease.redeem", subject=lease.lease_id, actor=who, **_facts(lease))
+            return found
 
         credential = await self._catalog.run(transaction)
         if isinstance(credential, SendenseError):
             raise credential
         # Used up from here on, whatever happens: an answer that is lost needs a new lease.
         with telemetry.span("open credential", **{"sendense.credential_id": credential.credential_id}):
-            plaintext = disclose(
+            plaintext = await disclose(
                 credential.envelope, credential.credential_id, credential.version, self._keys
             )
             sealed = seal(plaintext, agent.keys, redemption)
@@ -121,13 +157,6 @@ class LeaseVault:
         return sealed
 
     def _check_signature(self, agent: Agent, redemption: Redemption, signature: bytes) -> None:
-        if not is_signed_now(redemption, self._clock()):
-            raise SendenseError(
-                Reason.REASON_SIGNATURE_INVALID,
-                f"the request of agent {agent.agent_id} was signed more than 5 minutes off this clock",
-                remedy="Set the clocks of the site and the centre (NTP).",
-                site=agent.agent_id,
-            )
         if not agent.keys.verify(signature, redemption.signed_bytes):
             raise SendenseError(
                 Reason.REASON_SIGNATURE_INVALID,
@@ -135,13 +164,22 @@ class LeaseVault:
                 remedy="If the agent has new keys, remove it from the credentials service and register them.",
                 site=agent.agent_id,
             )
+        if off_s := seconds_off(redemption, self._clock()):
+            way = "ahead of" if off_s > 0 else "behind"
+            raise SendenseError(
+                Reason.REASON_CLOCKS_DIFFER,
+                f"the clock of site {agent.agent_id} is {abs(off_s)} s {way} the credentials service's, "
+                "more than the 5 minutes that are allowed",
+                remedy="Set the clocks of the site and the centre (NTP).",
+                site=agent.agent_id,
+            )
 
 
-def agent_unknown(agent_id: str) -> SendenseError:
-    """AGENT_UNKNOWN."""
-    return SendenseError(
-        Reason.REASON_AGENT_UNKNOWN,
-        f"the credentials service does not know agent {agent_id}",
-        remedy="Register the site's public keys with the credentials service.",
-        site=agent_id,
-    )
+def _facts(lease: Lease) -> dict[str, Any]:
+    """For the audit log."""
+    return {
+        "credential_id": lease.credential_id,
+        "agent": lease.agent_id,
+        "operation": operation_name(lease.operation),
+        "purpose": lease.subject_id,
+    }

@@ -9,48 +9,74 @@ import contextlib
 import logging
 import shutil
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import add_TraceServiceServicer_to_server
 
 from sendense.hub.v1 import (
     authorization_service_pb2_grpc,
     backup_service_pb2_grpc,
+    enrolment_service_pb2_grpc,
+    invitation_service_pb2_grpc,
     job_service_pb2_grpc,
+    operator_service_pb2_grpc,
     point_service_pb2_grpc,
+    repository_service_pb2_grpc,
     site_service_pb2_grpc,
     system_service_pb2_grpc,
+    trust_service_pb2_grpc,
     vcenter_service_pb2_grpc,
 )
-from sendense_common import rpc, telemetry
+from sendense_common import audit_log, rpc, telemetry
 from sendense_common.paths import CredentialsPaths, HubPaths, private_dir
-from sendense_common.service import only_one, run_service
-from sendense_hub.catalog import Catalog, open_catalog, repositories
+from sendense_common.rpc.audit_log_service import served
+from sendense_common.service import only_one_after_another, run_service
+from sendense_hub.api.listening import add_options, listener_of
+from sendense_hub.catalog import Catalog, open_catalog, repositories, vcenters
 from sendense_hub.clients.leases import Leases
 from sendense_hub.domain.point_locks import PointLocks
+from sendense_hub.domain.resuming import Patience
 from sendense_hub.jobs import engine
+from sendense_hub.jobs.audit_watch import AuditWatch
 from sendense_hub.jobs.board import Board
+from sendense_hub.jobs.catalog_copier import CatalogCopier
+from sendense_hub.jobs.enrolment import Enrolment
 from sendense_hub.jobs.exports import ExportTable
 from sendense_hub.jobs.guarded_sites import GuardedSites
 from sendense_hub.jobs.intake import DEFAULT_REPOSITORY, Intake
+from sendense_hub.jobs.reconciliation import Reconciler
 from sendense_hub.jobs.recovery import recover
 from sendense_hub.jobs.runner import Runner
 from sendense_hub.jobs.snapshot_sweeper import SnapshotSweeper
-from sendense_hub.jobs.workshop import Workshop
-from sendense_hub.repository import Repository, open_repository
+from sendense_hub.jobs.waker import Waker
+from sendense_hub.jobs.workshop import LONGEST_CHAIN, Workshop
+from sendense_hub.repository import AuditPolicy, PartFiles, Repository, open_repository
+from sendense_hub.rpc.admission import Admission
+from sendense_hub.rpc.audit_log_service import AuditLogService
 from sendense_hub.rpc.authorization_service import AuthorizationService
 from sendense_hub.rpc.backup_service import BackupService
+from sendense_hub.rpc.door import Door
+from sendense_hub.rpc.enrolment_service import EnrolmentService
+from sendense_hub.rpc.invitation_service import InvitationService
 from sendense_hub.rpc.job_service import JobService
+from sendense_hub.rpc.operator_service import OperatorService
 from sendense_hub.rpc.point_service import PointService
+from sendense_hub.rpc.repository_service import RepositoryService
 from sendense_hub.rpc.site_service import SiteService
 from sendense_hub.rpc.span_intake import SpanIntake
 from sendense_hub.rpc.system_service import SystemService
+from sendense_hub.rpc.trust_service import TrustService
 from sendense_hub.rpc.vcenter_service import VcenterService
 
 log = logging.getLogger(__name__)
 
 _DEFAULT_CONCURRENCY = 4
+_BEFORE_ENDS_WITHIN_S = 5.0
+_DEFAULT_COPY_HOURS = 6.0
+_COPY_AT_MOST_EVERY_S = 300.0
+_DEFAULT_AUDIT = AuditPolicy(percent=1.0)
 
 
 async def serve(
@@ -58,6 +84,11 @@ async def serve(
     credentials: CredentialsPaths,
     directories: Mapping[str, Path],
     concurrency: int,
+    patience: Patience,
+    audit: AuditPolicy,
+    copy_every_s: float,
+    longest_chain: int,
+    listener: rpc.Listener | None,
     stopping: asyncio.Event,
 ) -> None:
     """Runs the API until `stopping` is set.
@@ -67,15 +98,32 @@ async def serve(
         credentials: of the credentials service; only its sockets are used.
         directories: of the repositories, by name.
         concurrency: jobs that run at once.
+        patience: with what interrupts jobs.
+        audit: how much of what did not change is read again.
+        copy_every_s: between copies of the catalog in the repositories; 0: none are made.
+        longest_chain: layers of a disk that are built on each other, at most.
+        listener: where operators connect, besides the unix socket.
         stopping: ends it.
     """
     for directory in (paths.state, paths.run, paths.exports_dir, paths.agents_dir):
         private_dir(directory)
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(only_one(paths.state / "api.lock", "hub"))
+        # The API of a supervisor that was killed still ends its jobs.
+        await stack.enter_async_context(
+            only_one_after_another(paths.state / "api.lock", "hub", within_s=_BEFORE_ENDS_WITHIN_S)
+        )
+        settings: dict[str, Any] = {
+            "concurrency": concurrency,
+            "wait_hours": patience.absent_s / 3600,
+            "tries": patience.tries,
+            "longest_chain": longest_chain,
+            "cbt_audit_percent": audit.percent,
+        }
+        written = await stack.enter_async_context(audit_log.opened(paths.audit_log_dir, "hub", **settings))
         _remove_stale_sockets(paths.exports_dir)
         catalog = await stack.enter_async_context(open_catalog(f"sqlite:///{paths.state / 'catalog.sqlite'}"))
         sites = GuardedSites(paths.agents_dir, Leases(credentials.hub_socket), catalog)
+        await sites.know_revoked()
         workshop = Workshop(
             catalog=catalog,
             board=Board(catalog),
@@ -84,6 +132,9 @@ async def serve(
             locks=PointLocks(),
             repositories=await _open_repositories(catalog, directories),
             exports_dir=paths.exports_dir,
+            parts=PartFiles(paths.unfinished_exports_dir),
+            audit=audit,
+            longest_chain=longest_chain,
         )
         await recover(workshop)
         sweeper = SnapshotSweeper(catalog, sites)
@@ -98,13 +149,36 @@ async def serve(
         running = await stack.enter_async_context(
             engine.start(
                 workshop,
-                Runner(workshop, sweeper),
+                Runner(workshop, sweeper, patience),
                 paths.state / "dbos.sqlite",
                 concurrency=concurrency,
             )
         )
-        await stack.enter_async_context(_in_background(sweeper))
-        services = _services(workshop, Intake(workshop, running), paths, credentials)
+        await stack.enter_async_context(_in_background(sweeper.run()))
+        await stack.enter_async_context(_in_background(Waker(workshop, running, patience).run()))
+        if copy_every_s:
+            copier = CatalogCopier(
+                workshop,
+                paths.state / "catalog.sqlite",
+                at_most_every_s=min(_COPY_AT_MOST_EVERY_S, copy_every_s),
+                at_least_every_s=copy_every_s,
+            )
+            await stack.enter_async_context(_in_background(copier.run()))
+        known = {vcenter.name for vcenter in await catalog.run(vcenters.listed)}
+        reconciler = Reconciler(workshop, sweeper, known)
+        await stack.enter_async_context(_in_background(reconciler.run()))
+        watch = AuditWatch(written, catalog, sites, credentials.hub_socket)
+        await stack.enter_async_context(_in_background(watch.run()))
+        admission = Admission(catalog)
+        await admission.load()
+        door = Door(listener, admission)
+        enrolment = Enrolment(workshop)
+        await stack.enter_async_context(
+            rpc.serve(paths.enrolment_socket, [_enrolment(enrolment)], stop_grace_s=0.2, for_strangers=True)
+        )
+        intake = Intake(workshop, running)
+        services = _services(workshop, intake, reconciler, enrolment, watch, paths, credentials, door)
+        await stack.enter_async_context(door.open(services, paths.api_endpoint_file))
         await stack.enter_async_context(rpc.serve(paths.api_socket, services))
         log.info("the API serves on %s", paths.api_socket)
         await stopping.wait()
@@ -130,8 +204,8 @@ async def _open_repositories(catalog: Catalog, directories: Mapping[str, Path]) 
 
 
 @contextlib.asynccontextmanager
-async def _in_background(sweeper: SnapshotSweeper) -> AsyncIterator[None]:
-    task = asyncio.create_task(sweeper.run())
+async def _in_background(work: Coroutine[Any, Any, NoReturn]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
@@ -156,14 +230,35 @@ def _span_intake(catalog: Catalog) -> rpc.Service:
     )
 
 
+def _enrolment(enrolment: Enrolment) -> rpc.Service:
+    return rpc.Service(
+        "sendense.hub.v1.EnrolmentService",
+        enrolment_service_pb2_grpc.add_EnrolmentServiceServicer_to_server,
+        EnrolmentService(enrolment),
+    )
+
+
 def _services(
-    workshop: Workshop, intake: Intake, paths: HubPaths, credentials: CredentialsPaths
+    workshop: Workshop,
+    intake: Intake,
+    reconciler: Reconciler,
+    enrolment: Enrolment,
+    watch: AuditWatch,
+    paths: HubPaths,
+    credentials: CredentialsPaths,
+    door: Door,
 ) -> list[rpc.Service]:
     return [
+        served(AuditLogService(watch, workshop.sites)),
         rpc.Service(
             "sendense.hub.v1.BackupService",
             backup_service_pb2_grpc.add_BackupServiceServicer_to_server,
             BackupService(intake),
+        ),
+        rpc.Service(
+            "sendense.hub.v1.InvitationService",
+            invitation_service_pb2_grpc.add_InvitationServiceServicer_to_server,
+            InvitationService(enrolment, paths),
         ),
         rpc.Service(
             "sendense.hub.v1.JobService",
@@ -171,19 +266,34 @@ def _services(
             JobService(workshop.catalog, workshop.board),
         ),
         rpc.Service(
+            "sendense.hub.v1.OperatorService",
+            operator_service_pb2_grpc.add_OperatorServiceServicer_to_server,
+            OperatorService(workshop.catalog, door.admission),
+        ),
+        rpc.Service(
             "sendense.hub.v1.PointService",
             point_service_pb2_grpc.add_PointServiceServicer_to_server,
             PointService(workshop),
         ),
         rpc.Service(
+            "sendense.hub.v1.RepositoryService",
+            repository_service_pb2_grpc.add_RepositoryServiceServicer_to_server,
+            RepositoryService(workshop),
+        ),
+        rpc.Service(
             "sendense.hub.v1.SiteService",
             site_service_pb2_grpc.add_SiteServiceServicer_to_server,
-            SiteService(workshop),
+            SiteService(workshop, enrolment),
         ),
         rpc.Service(
             "sendense.hub.v1.SystemService",
             system_service_pb2_grpc.add_SystemServiceServicer_to_server,
-            SystemService(workshop, paths, credentials),
+            SystemService(workshop, reconciler, enrolment, watch, paths, credentials, door),
+        ),
+        rpc.Service(
+            "sendense.hub.v1.TrustService",
+            trust_service_pb2_grpc.add_TrustServiceServicer_to_server,
+            TrustService(workshop, intake),
         ),
         rpc.Service(
             "sendense.hub.v1.VcenterService",
@@ -229,13 +339,70 @@ def main() -> int:
         metavar="N",
         help="jobs that run at once (default %(default)s)",
     )
+    parser.add_argument(
+        "--wait-hours",
+        type=float,
+        default=Patience().absent_s / 3600,
+        metavar="H",
+        help="how long an interrupted job waits for a site, a vCenter or room (default %(default)s)",
+    )
+    parser.add_argument(
+        "--tries",
+        type=int,
+        default=Patience().tries,
+        metavar="N",
+        help="attempts in a row that may fail without getting further (default %(default)s)",
+    )
+    parser.add_argument(
+        "--longest-chain",
+        type=int,
+        default=LONGEST_CHAIN,
+        metavar="N",
+        help="layers of a disk that are built on each other, at most (default %(default)s)",
+    )
+    parser.add_argument(
+        "--cbt-audit-percent",
+        type=float,
+        default=_DEFAULT_AUDIT.percent,
+        metavar="P",
+        help="share of what did not change that is read again at each incremental (default %(default)s)",
+    )
+    parser.add_argument(
+        "--cbt-audit-max-bytes",
+        type=int,
+        default=_DEFAULT_AUDIT.max_bytes,
+        metavar="N",
+        help="of that, at most so much of each disk and backup (default %(default)s)",
+    )
+    parser.add_argument(
+        "--catalog-copy-hours",
+        type=float,
+        default=_DEFAULT_COPY_HOURS,
+        metavar="H",
+        help="how often the catalog is copied into each repository; 0: never (default %(default)s)",
+    )
+    add_options(parser)
     options = parser.parse_args()
+    listener = listener_of(parser, options)
     paths = HubPaths(options.state, options.run)
     credentials = CredentialsPaths(Path("/nonexistent"), options.credentials_run)
     directories = dict(options.repository or [(DEFAULT_REPOSITORY, options.state / "repository")])
+    patience = Patience(absent_s=options.wait_hours * 3600, tries=options.tries)
+    audit = AuditPolicy(options.cbt_audit_percent, options.cbt_audit_max_bytes)
     return run_service(
         "sendense-hub",
-        lambda stopping: serve(paths, credentials, directories, options.concurrency, stopping),
+        lambda stopping: serve(
+            paths,
+            credentials,
+            directories,
+            options.concurrency,
+            patience,
+            audit,
+            options.catalog_copy_hours * 3600,
+            options.longest_chain,
+            listener,
+            stopping,
+        ),
         spans_socket=paths.telemetry_socket,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util.exc import CommandError
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
@@ -56,7 +58,11 @@ class Catalog:
                     remedy="Check the disk that the hub's state directory is on, and its free space.",
                 ) from error
 
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, whole))
+        asking = contextvars.copy_context()  # who asks is known in the transaction too
+        running = asyncio.get_running_loop().run_in_executor(self._thread, asking.run, whole)
+        # A caller that hung up wants to hear of no failure; asyncio would log it as one that nobody heard of.
+        running.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(running)
 
     def close(self) -> None:
         """Waits for what runs."""
@@ -70,6 +76,9 @@ async def open_catalog(url: str) -> AsyncIterator[Catalog]:
 
     Args:
         url: `sqlite:////path/of/catalog.sqlite` (made with mode 0600) or `postgresql+psycopg://…`.
+
+    Raises:
+        SendenseError: INTERNAL when it cannot be opened, is none, or was made by a newer version.
     """
     catalog = await asyncio.to_thread(_open, url)
     try:
@@ -87,6 +96,22 @@ def _open(url: str) -> Catalog:
         sa.event.listen(engine, "begin", _begin_sqlite)
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
+    try:
+        hub_id = _bring_up_to_date(engine, config)
+    except (sa.exc.DatabaseError, CommandError) as error:
+        engine.dispose()
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        raise SendenseError(
+            Reason.REASON_INTERNAL,
+            f"the catalog {engine.url.render_as_string()} cannot be used: {cause}",
+            remedy="It may be damaged, or made by a newer version of Sendense: upgrade, or restore it with "
+            "`sendense repository restore-catalog`.",
+        ) from error
+    return Catalog(engine, hub_id)
+
+
+def _bring_up_to_date(engine: sa.Engine, config: Config) -> str:
+    """Makes the tables what they are now; the hub's ID."""
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -94,7 +119,7 @@ def _open(url: str) -> Catalog:
         if hub_id is None:
             hub_id = str(uuid.uuid4())
             connection.execute(schema.hub.insert().values(hub_id=hub_id))
-    return Catalog(engine, hub_id)
+    return str(hub_id)
 
 
 def _set_up_sqlite(connection: object, _record: object) -> None:

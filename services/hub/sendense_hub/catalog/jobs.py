@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from sendense.common.v1.failure_pb2 import Failure
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2 as pb
-from sendense_common.errors import SendenseError
-from sendense_hub.catalog.schema import job_disks, job_warnings, jobs
+from sendense_common import audit_log
+from sendense_common.errors import SendenseError, reason_name
+from sendense_hub.catalog.schema import job_disks, job_interruptions, job_warnings, jobs
 from sendense_hub.domain.job_rules import ACTIVE
 from sendense_hub.domain.times import to_timestamp, to_us
 
@@ -38,25 +39,32 @@ def insert(connection: sa.Connection, job: pb.Job, origin: Origin) -> None:
         SendenseError: VM_BUSY when the VM has an active one.
     """
     if job.state in ACTIVE:
-        other = connection.scalar(
-            sa.select(jobs.c.job_id).where(
-                jobs.c.vcenter_name == job.vcenter_name,
-                jobs.c.vm_instance_uuid == job.vm_instance_uuid,
-                jobs.c.state.in_(sorted(ACTIVE)),
-            )
-        )
-        if other is not None:
-            raise SendenseError(
-                Reason.REASON_VM_BUSY,
-                f"job {other} of VM {job.vm_name} has not ended yet",
-                remedy=f"Watch it with `sendense job watch {other[:8]}`, or cancel it.",
-                vm=job.vm_name,
-                job=other,
-            )
+        refuse_busy(connection, job)
     connection.execute(
         jobs.insert().values(request_id=origin.request_id, traceparent=origin.traceparent, **_columns(job))
     )
     _write_parts(connection, job)
+    if job.state not in ACTIVE:
+        _record_end(job)
+
+
+def refuse_busy(connection: sa.Connection, job: pb.Job) -> None:
+    """VM_BUSY when the VM of a job has an active one already."""
+    other = connection.scalar(
+        sa.select(jobs.c.job_id).where(
+            jobs.c.vcenter_name == job.vcenter_name,
+            jobs.c.vm_instance_uuid == job.vm_instance_uuid,
+            jobs.c.state.in_(sorted(ACTIVE)),
+        )
+    )
+    if other is not None:
+        raise SendenseError(
+            Reason.REASON_VM_BUSY,
+            f"job {other} of VM {job.vm_name} has not ended yet",
+            remedy=f"Watch it with `sendense job watch {other[:8]}`, or cancel it.",
+            vm=job.vm_name,
+            job=other,
+        )
 
 
 def write(
@@ -70,7 +78,23 @@ def write(
     )
     if changed.rowcount:
         _write_parts(connection, job)
+        if job.state not in ACTIVE:
+            _record_end(job)
     return bool(changed.rowcount)
+
+
+def _record_end(job: pb.Job) -> None:
+    state = pb.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+    reason = {"reason": reason_name(job.failure.reason)} if job.HasField("failure") else {}
+    audit_log.record_blocking(
+        "backup.end",
+        subject=job.job_id,
+        outcome="done" if job.state == pb.JOB_STATE_SUCCEEDED else "failed",
+        actor=audit_log.system_actor(),
+        vm=job.vm_name,
+        state=state,
+        **reason,
+    )
 
 
 def by_request(connection: sa.Connection, request_id: str) -> pb.Job | None:
@@ -86,10 +110,16 @@ def get(connection: sa.Connection, job_id: str) -> pb.Job:
         raise SendenseError(
             Reason.REASON_JOB_NOT_FOUND,
             f"several jobs begin with {job_id!r}" if found else f"there is no job {job_id!r}",
-            remedy="`sendense job list` shows them all.",
+            remedy=too_short(job_id) or "`sendense job list` shows them all.",
             job=job_id,
         )
     return _messages(connection, found)[0]
+
+
+def states(connection: sa.Connection, job_ids: Collection[str]) -> dict[str, pb.JobState.ValueType]:
+    """By ID; those that are not known are missing."""
+    rows = connection.execute(sa.select(jobs.c.job_id, jobs.c.state).where(jobs.c.job_id.in_(job_ids)))
+    return {row.job_id: row.state for row in rows}
 
 
 def traceparent(connection: sa.Connection, job_id: str) -> str:
@@ -127,6 +157,12 @@ def named(column: sa.Column[str], wanted: str) -> sa.ColumnElement[bool]:
     if len(wanted) < SHORTEST_PREFIX:
         return column == wanted
     return column.startswith(wanted, autoescape=True)
+
+
+def too_short(wanted: str) -> str:
+    """What to do about a part of an ID that is too short to look for; empty when it is long enough."""
+    short = 0 < len(wanted) < SHORTEST_PREFIX
+    return f"Give its ID, or the first {SHORTEST_PREFIX} or more characters of it." if short else ""
 
 
 def _columns(job: pb.Job) -> dict[str, Any]:
@@ -172,6 +208,13 @@ def _write_parts(connection: sa.Connection, job: pb.Job) -> None:
     ]
     if warnings:
         connection.execute(job_warnings.insert(), warnings)
+    connection.execute(job_interruptions.delete().where(job_interruptions.c.job_id == job.job_id))
+    interruptions = [
+        {"job_id": job.job_id, "number": number, "interruption": each.SerializeToString()}
+        for number, each in enumerate(job.interruptions)
+    ]
+    if interruptions:
+        connection.execute(job_interruptions.insert(), interruptions)
 
 
 def _messages(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[pb.Job]:
@@ -190,6 +233,12 @@ def _messages(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[pb
             disk_key=warning.disk_key,
             time=to_timestamp(warning.time_us),
         )
+    for each in connection.execute(
+        sa.select(job_interruptions)
+        .where(job_interruptions.c.job_id.in_(ids))
+        .order_by(job_interruptions.c.number)
+    ):
+        found[each.job_id].interruptions.add().ParseFromString(each.interruption)
     return list(found.values())
 
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,16 +12,34 @@ import sqlalchemy as sa
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import point_service_pb2 as pb
 from sendense_common.errors import SendenseError
-from sendense_hub.catalog.jobs import named
+from sendense_hub.catalog import verifications
+from sendense_hub.catalog.jobs import named, too_short
 from sendense_hub.catalog.schema import point_disks, restore_points
 from sendense_hub.domain.times import to_timestamp, to_us
 
-_DISK_FIELDS = [column.name for column in point_disks.c if column.name != "point_id"]
+
+@dataclass(frozen=True)
+class Summary:
+    """Of the complete points in one repository."""
+
+    points_count: int
+    chains_count: int
+    """Disks that are built on nothing."""
+    machines_count: int
+    stored_bytes: int
+    newest_us: int | None
+
+
+# The rest of the columns is `verifications`' own.
+_DISK_FIELDS = [
+    column.name for column in point_disks.c if not column.name.startswith(("point_id", "verify_", "damage"))
+]
 
 
 def begin(connection: sa.Connection, point: pb.RestorePoint) -> None:
-    """A job starts to write it; nobody can restore it yet, nor delete what it is built on."""
+    """A job starts to write it, or goes on; nobody can restore it yet, nor delete what it is built on."""
     point.state = pb.POINT_STATE_WRITING
+    forget(connection, point.point_id)
     connection.execute(restore_points.insert().values(**_columns(point)))
     _insert_disks(connection, point)
 
@@ -61,7 +80,7 @@ def get(connection: sa.Connection, point_id: str) -> pb.RestorePoint:
         raise SendenseError(
             Reason.REASON_POINT_NOT_FOUND,
             f"several points begin with {point_id!r}" if found else f"there is no point {point_id!r}",
-            remedy="`sendense point list` shows them all.",
+            remedy=too_short(point_id) or "`sendense point list` shows them all.",
             point=point_id,
         )
     return _messages(connection, found)[0]
@@ -103,6 +122,73 @@ def of_job(connection: sa.Connection, job_id: str) -> pb.RestorePoint | None:
     """The point that a job writes or has written."""
     rows = connection.execute(sa.select(restore_points).where(restore_points.c.job_id == job_id)).all()
     return _messages(connection, rows)[0] if rows else None
+
+
+def newest_time_us(connection: sa.Connection, vcenter_uuid: str, vm_instance_uuid: str) -> int:
+    """When the newest complete point of a VM was complete, in any repository; 0 without one."""
+    columns = restore_points.c
+    query = sa.select(sa.func.max(columns.complete_time_us)).where(
+        columns.vcenter_uuid == vcenter_uuid,
+        columns.vm_instance_uuid == vm_instance_uuid,
+        columns.state == pb.POINT_STATE_COMPLETE,
+    )
+    return connection.scalar(query) or 0
+
+
+def with_ids(connection: sa.Connection, point_ids: Collection[str]) -> dict[str, pb.RestorePoint]:
+    """Those of the points that are known, in any state and repository, by ID."""
+    rows = connection.execute(sa.select(restore_points).where(restore_points.c.point_id.in_(point_ids))).all()
+    return {point.point_id: point for point in _messages(connection, rows)}
+
+
+def directories(connection: sa.Connection, repository_name: str) -> dict[str, str]:
+    """Of all complete points in a repository: the directory, by ID."""
+    columns = restore_points.c
+    rows = connection.execute(
+        sa.select(columns.point_id, columns.directory)
+        .where(columns.repository_name == repository_name, columns.state == pb.POINT_STATE_COMPLETE)
+        .order_by(columns.directory)
+    )
+    return {row.point_id: row.directory for row in rows}
+
+
+def all_directories(connection: sa.Connection, repository_name: str) -> set[str]:
+    """Of all points that are known in a repository, whatever their state."""
+    columns = restore_points.c
+    query = sa.select(columns.directory).where(columns.repository_name == repository_name)
+    return set(connection.scalars(query))
+
+
+def rename_place(
+    connection: sa.Connection, point_id: str, *, vcenter_name: str, repository_name: str
+) -> None:
+    """Its vCenter or its repository has another name now."""
+    connection.execute(
+        restore_points.update()
+        .where(restore_points.c.point_id == point_id)
+        .values(vcenter_name=vcenter_name, repository_name=repository_name)
+    )
+
+
+def summary(connection: sa.Connection, repository_name: str) -> Summary:
+    """What complete points there are in a repository."""
+    columns = restore_points.c
+    complete = sa.and_(columns.repository_name == repository_name, columns.state == pb.POINT_STATE_COMPLETE)
+    points_count, newest_us = connection.execute(
+        sa.select(sa.func.count(), sa.func.max(columns.complete_time_us)).where(complete)
+    ).one()
+    machines = sa.select(columns.vcenter_uuid, columns.vm_instance_uuid).where(complete).distinct()
+    disks = sa.select(point_disks).join(restore_points).where(complete).subquery()
+    return Summary(
+        points_count=points_count,
+        chains_count=connection.scalar(
+            sa.select(sa.func.count()).select_from(disks).where(disks.c.parent_point_id == "")
+        )
+        or 0,
+        machines_count=connection.scalar(sa.select(sa.func.count()).select_from(machines.subquery())) or 0,
+        stored_bytes=int(connection.scalar(sa.select(sa.func.sum(disks.c.stored_bytes))) or 0),
+        newest_us=newest_us,
+    )
 
 
 def newest_disks(
@@ -171,6 +257,7 @@ def _messages(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[pb
         sa.select(point_disks).where(point_disks.c.point_id.in_(ids)).order_by(point_disks.c.key)
     ):
         found[disk.point_id].disks.add(**{name: getattr(disk, name) for name in _DISK_FIELDS})
+    verifications.mark(connection, found)
     for point in found.values():
         point.kind = "incremental" if any(disk.parent_point_id for disk in point.disks) else "full"
     built = (

@@ -28,3 +28,10 @@ def bind(connection: sa.Connection, name: str, path: str, repository_id: str) ->
         )
     else:
         connection.execute(repositories.update().where(repositories.c.name == name).values(path=path))
+
+
+def identity(connection: sa.Connection, name: str) -> str:
+    """The ID of the repository that this name means; empty: it means none."""
+    return str(
+        connection.scalar(sa.select(repositories.c.repository_id).where(repositories.c.name == name)) or ""
+    )

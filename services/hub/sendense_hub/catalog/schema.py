@@ -34,6 +34,35 @@ sites = sa.Table(
     _text("ssh_public_key"),
     _text("fingerprint", unique=True),
     _number("create_time_us"),
+    sa.Column("revoke_time_us", sa.BigInteger),
+)
+
+# Keys that were revoked or replaced: they never come back.
+retired_keys = sa.Table(
+    "retired_keys",
+    metadata,
+    _text("fingerprint", primary_key=True),
+    _text("site_name"),
+    _number("retire_time_us"),
+)
+
+invitations = sa.Table(
+    "invitations",
+    metadata,
+    _text("site_name", primary_key=True),
+    # The code itself is nowhere.
+    sa.Column("code_hash", sa.LargeBinary, nullable=False),
+    # Of the invitation before.
+    sa.Column("replaced_code_hash", sa.LargeBinary, nullable=False),
+    _number("state"),
+    sa.Column("rotates", sa.Boolean, nullable=False),
+    _number("create_time_us"),
+    _number("expire_time_us"),
+    _text("ssh_public_key"),
+    _text("fingerprint"),
+    sa.Column("signing_public_key", sa.LargeBinary, nullable=False),
+    sa.Column("sealing_public_key", sa.LargeBinary, nullable=False),
+    _text("why"),
 )
 
 vcenters = sa.Table(
@@ -123,6 +152,9 @@ job_disks = sa.Table(
     _number("zero_bytes"),
     _number("wire_bytes"),
     sa.Column("seconds", sa.Float, nullable=False),
+    _number("recopied_bytes", server_default="0"),
+    _number("audited_bytes", server_default="0"),
+    _number("audit_mismatches", server_default="0"),
 )
 
 job_warnings = sa.Table(
@@ -134,6 +166,27 @@ job_warnings = sa.Table(
     _text("message"),
     _number("disk_key"),
     _number("time_us"),
+)
+
+job_interruptions = sa.Table(
+    "job_interruptions",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True),
+    _number("number", primary_key=True),
+    # The JobInterruption message.
+    sa.Column("interruption", sa.LargeBinary, nullable=False),
+)
+
+# Of jobs that have not ended: what a later attempt needs to go on.
+job_plans = sa.Table(
+    "job_plans",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True),
+    _number("snapshot_time_us"),
+    # The agent's BackupPlan message.
+    sa.Column("plan", sa.LargeBinary, nullable=False),
+    # By device key: [snapshot, change ID, first byte in the ledger] of each snapshot that was read.
+    sa.Column("eras", sa.JSON, nullable=False),
 )
 
 restore_points = sa.Table(
@@ -172,6 +225,11 @@ point_disks = sa.Table(
     _text("change_id"),
     _text("disk_object_id"),
     _text("backing_uuid"),
+    sa.Column("verify_time_us", sa.BigInteger),
+    # What is wrong with the layer itself; the point that was looked at when it was found.
+    sa.Column("damage", sa.String),
+    sa.Column("damage_time_us", sa.BigInteger),
+    sa.Column("damage_seen_from", sa.String),
 )
 
 pending_cleanups = sa.Table(
@@ -191,6 +249,46 @@ refused_logins = sa.Table(
     _text("vcenter_name"),
     _number("time_us"),
     _text("message"),
+)
+
+operators = sa.Table(
+    "operators",
+    metadata,
+    # OperatorKind of the contracts.
+    _number("kind", primary_key=True, autoincrement=False),
+    _text("name", primary_key=True),
+    _number("role"),
+    # Of a token. Nothing else of it is kept.
+    sa.Column("token_sha256", sa.LargeBinary, unique=True),
+    _number("create_time_us"),
+    sa.Column("expire_time_us", sa.BigInteger),
+    sa.Column("last_used_time_us", sa.BigInteger),
+)
+
+trust_events = sa.Table(
+    "trust_events",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    _text("vcenter_uuid"),
+    _text("vm_instance_uuid"),
+    _number("disk_key"),
+    _number("time_us"),
+    _text("kind"),
+    _text("job_id"),
+    _text("repository_name"),
+    _text("change_id"),
+    _text("message"),
+    sa.Index("ix_trust_events_of_vm", "vcenter_uuid", "vm_instance_uuid"),
+)
+
+audit_heads = sa.Table(
+    "audit_heads",
+    metadata,
+    _text("log", primary_key=True),
+    _number("sequence"),
+    sa.Column("record_hash", sa.LargeBinary, nullable=False),
+    _number("seen_time_us"),
+    _text("contradiction"),
 )
 
 spans = sa.Table(

@@ -42,6 +42,22 @@ def add(connection: sa.Connection, vcenter: pb.Vcenter) -> pb.Vcenter:
     return get(connection, vcenter.name)
 
 
+def change(connection: sa.Connection, vcenter: pb.Vcenter) -> pb.Vcenter:
+    """Keeps another address and trust of one that is there; VCENTER_NOT_FOUND."""
+    get(connection, vcenter.name)
+    connection.execute(
+        vcenters.update()
+        .where(vcenters.c.name == vcenter.name)
+        .values(
+            host=vcenter.host,
+            port=vcenter.port,
+            ca_pem=vcenter.ca_pem,
+            certificate_sha256=vcenter.certificate_sha256,
+        )
+    )
+    return get(connection, vcenter.name)
+
+
 def get(connection: sa.Connection, name: str) -> pb.Vcenter:
     """One; VCENTER_NOT_FOUND."""
     row = connection.execute(_with_refusals().where(vcenters.c.name == name)).one_or_none()

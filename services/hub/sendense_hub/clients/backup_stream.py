@@ -134,11 +134,19 @@ class BackupStream:
     async def _one_stream(self) -> AsyncGenerator[pb.RunBackupResponse, None]:
         outbox: _Outbox = asyncio.Queue()
         async with rpc.connect(self._sites.socket(self._site)) as channel:
+            stub = AgentServiceStub(channel)
+            # At each stream: the agent may have been upgraded meanwhile.
+            try:
+                self._start.protocol = await self._sites.agree(self._site, stub)
+            except asyncio.CancelledError:
+                if _ours():
+                    raise
+                return  # the call was cancelled below us: as for a stream, see `_read`
             outbox.put_nowait(pb.RunBackupRequest(start=self._start, traceparent=telemetry.traceparent()))
             for request in self._said:
                 outbox.put_nowait(request)
             self._outbox, self.begun = outbox, True
-            stream = AgentServiceStub(channel).RunBackup(_sent(outbox))
+            stream = stub.RunBackup(_sent(outbox))
             ended = False
             try:
                 while (event := await _read(stream)) is not None:

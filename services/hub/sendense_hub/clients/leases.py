@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import grpc
@@ -13,7 +14,10 @@ from sendense.credentials.v1.lease_service_pb2_grpc import LeaseServiceStub
 from sendense_common import rpc
 from sendense_common.errors import SendenseError
 
+log = logging.getLogger(__name__)
+
 _DEADLINE_S = 10.0
+_GIVE_BACK_WITHIN_S = 2.0
 
 
 class Leases:
@@ -33,7 +37,8 @@ class Leases:
         """A lease of `credential_id` for one `operation` of one agent: its ID.
 
         Raises:
-            SendenseError: CREDENTIAL_NOT_FOUND, AGENT_UNKNOWN, or SERVICE_UNAVAILABLE.
+            SendenseError: CREDENTIAL_NOT_FOUND, AGENT_UNKNOWN, CREDENTIAL_NOT_GRANTED, or
+                SERVICE_UNAVAILABLE.
         """
         request = pb.IssueLeaseRequest(
             credential_id=credential_id, agent_id=agent_id, operation=operation, subject_id=subject_id
@@ -46,3 +51,12 @@ class Leases:
                     error, doing="asking the credentials service for a lease"
                 ) from error
         return answer.lease_id
+
+    async def give_back(self, lease_id: str) -> None:
+        """Ends a lease that was not used; one that was used is as it was. If this fails, it expires."""
+        try:
+            async with rpc.connect(self._socket) as channel:
+                request = pb.RevokeLeaseRequest(lease_id=lease_id)
+                await LeaseServiceStub(channel).RevokeLease(request, timeout=_GIVE_BACK_WITHIN_S)
+        except grpc.aio.AioRpcError as error:
+            log.info("lease %s is not given back: %s", lease_id, error.details())

@@ -9,7 +9,7 @@ from sendense.hub.v1 import job_pb2 as pb
 ENDED = frozenset({pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 """Nothing of such a job runs any more, anywhere."""
 
-ACTIVE = frozenset({pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING, pb.JOB_STATE_CANCELLING})
+ACTIVE = frozenset({pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING, pb.JOB_STATE_CANCELLING, pb.JOB_STATE_WAITING})
 """A VM has at most one such job."""
 
 PHASES: dict[agent.AgentPhase.ValueType, pb.JobPhase.ValueType] = {
@@ -26,7 +26,7 @@ PHASES: dict[agent.AgentPhase.ValueType, pb.JobPhase.ValueType] = {
 
 def may_cancel(job: pb.Job) -> bool:
     """Whether stopping this job still means that there is no restore point of it."""
-    return job.state in ACTIVE and job.phase < pb.JOB_PHASE_COMMIT
+    return job.state == pb.JOB_STATE_WAITING or (job.state in ACTIVE and job.phase < pb.JOB_PHASE_COMMIT)
 
 
 def export_name(job_id: str, attempt: int, disk_key: int) -> str:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from sendense.agent.v1 import backup_pb2 as agent
 from sendense.common.v1.reason_pb2 import Reason
@@ -13,6 +14,8 @@ from sendense.hub.v1 import point_service_pb2 as points
 from sendense_common.errors import SendenseError
 
 SECTOR_BYTES = 512
+NONE_EARLIER: Mapping[int, job_pb2.JobDisk] = MappingProxyType({})
+"""Disks of earlier attempts when there were none."""
 # What a layer needs besides data: tables, ledger, point.json.
 _OVERHEAD_BYTES = 64 * 1024 * 1024
 
@@ -88,16 +91,40 @@ def check_plan(
             )
 
 
-def check_space(disks: Iterable[agent.PlannedDisk], free_bytes: int) -> None:
-    """Refuses what cannot fit: all that will be read, were it all data.
+def check_trust(plan: agent.BackupPlan, untrusted: Collection[int]) -> None:
+    """Refuses a plan that believes changed block tracking which has left something out before.
+
+    Raises:
+        SendenseError: DISK_MISMATCH.
+    """
+    for disk in plan.disks:
+        if disk.key in untrusted and (disk.mode == agent.DISK_MODE_INCREMENTAL or not disk.whole):
+            raise _mismatch(
+                f"{_named(disk)} is not to be read as a whole, though its change tracking is not trusted"
+            )
+
+
+def check_space(
+    disks: Iterable[agent.PlannedDisk], free_bytes: int, earlier: Mapping[int, job_pb2.JobDisk] = NONE_EARLIER
+) -> None:
+    """Refuses what cannot fit: all that will be read, were it all data, but for what is stored already.
 
     Of a compared disk hardly anything is stored as a rule; how much, nobody knows before it was read.
+
+    Args:
+        disks: of the plan.
+        free_bytes: in the repository.
+        earlier: what earlier attempts did, by device key.
 
     Raises:
         SendenseError: REPOSITORY_FULL.
     """
-    stored = [disk.planned_read_bytes for disk in disks if disk.mode != agent.DISK_MODE_COMPARED]
-    needed = sum(stored) + _OVERHEAD_BYTES
+    needed = _OVERHEAD_BYTES
+    for disk in disks:
+        if disk.mode != agent.DISK_MODE_COMPARED:
+            before = earlier.get(disk.key, job_pb2.JobDisk())
+            stored_bytes = before.copied_bytes - before.recopied_bytes if disk.keeps_layer else 0
+            needed += max(0, disk.planned_read_bytes - stored_bytes)
     if needed > free_bytes:
         raise SendenseError(
             Reason.REASON_REPOSITORY_FULL,

@@ -39,10 +39,16 @@ def main() -> int:
         metavar="N",
         help="SSH connections one agent may have here (default %(default)s)",
     )
+    parser.add_argument("--logins", type=int, default=limits.logins, metavar="N")
+    parser.add_argument("--logins-per-address", type=int, default=limits.logins_per_address, metavar="N")
+    parser.add_argument("--login-seconds", type=float, default=limits.login_timeout_s, metavar="S")
     options = parser.parse_args()
     limits = Limits(
         channels_per_connection=options.channels_per_connection,
         connections_per_agent=options.connections_per_agent,
+        logins=options.logins,
+        logins_per_address=options.logins_per_address,
+        login_timeout_s=options.login_seconds,
     )
     handover = GatewayEnd(options.control_fd)
     paths = HubPaths(options.state, options.run)

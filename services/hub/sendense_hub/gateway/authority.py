@@ -13,6 +13,7 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1.authorization_service_pb2 import (
     AuthorizeRequest,
     IdentifyKeyRequest,
+    ReportRefusalRequest,
     WatchRevocationsRequest,
     WatchRevocationsResponse,
 )
@@ -56,6 +57,13 @@ class Authority:
             raise SendenseError.from_rpc(error, doing=_DOING) from error
         return Path(answer.socket_path)
 
+    async def report(self, refusal: ReportRefusalRequest) -> None:
+        """Has the API record what was refused."""
+        try:
+            await self._stub.ReportRefusal(refusal, timeout=_ANSWER_WITHIN_S, wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            raise SendenseError.from_rpc(error, doing="reporting a refusal to the hub's API") from error
+
     async def revocations(self) -> AsyncIterator[WatchRevocationsResponse]:
         """What is no longer permitted, as it happens; ends when the API is gone."""
         try:
@@ -67,7 +75,11 @@ class Authority:
 
 def is_refusal(error: SendenseError) -> bool:
     """Whether the authority said no; every other error means that it could not be asked."""
-    return error.reason in {Reason.REASON_TUNNEL_REFUSED, Reason.REASON_SITE_NOT_FOUND}
+    return error.reason in {
+        Reason.REASON_TUNNEL_REFUSED,
+        Reason.REASON_SITE_NOT_FOUND,
+        Reason.REASON_SITE_REVOKED,
+    }
 
 
 @contextlib.asynccontextmanager

@@ -3,8 +3,9 @@
 
 Two things exist: opening a logical name ("nbd/<export>", "credentials", "telemetry"), which the authority
 maps to a unix socket, and one listen on "/agent", which becomes this agent's socket in the hub's run
-directory. Everything else SSH knows is refused and logged with the key's fingerprint. Callbacks return
-sessions and listeners of our own, never True: that would open or bind the path that the client names.
+directory. Whoever is not known may log in as a stranger, who may open "enrolment" and nothing else.
+Everything else SSH knows is refused and logged with the key's fingerprint. Callbacks return sessions and
+listeners of our own, never True: that would open or bind the path that the client names.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ from typing import NoReturn
 
 import asyncssh
 
+from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1.authorization_service_pb2 import ReportRefusalRequest
 from sendense_common.errors import SendenseError
+from sendense_common.paths import HubPaths
 from sendense_common.tunnel import (
+    ENROLMENT_TARGET,
+    ENROLMENT_USER,
     PACKET_BYTES,
     REVERSE_PATH,
     WINDOW_BYTES,
@@ -31,12 +37,18 @@ from sendense_common.tunnel import (
 )
 from sendense_hub.gateway.authority import Authority, is_refusal
 from sendense_hub.gateway.limits import Limits
+from sendense_hub.gateway.reading import Allowance, BoundedReading
+from sendense_hub.gateway.reports import Reports
+from sendense_hub.gateway.strangers import Strangers
 
 log = logging.getLogger(__name__)
 
-_TARGETS = re.compile(r"nbd/[A-Za-z0-9_.-]{1,128}|credentials|telemetry")
+_TARGETS = re.compile(r"nbd/[A-Za-z0-9_.-]{1,128}|credentials|telemetry|enrolment")
 _AGENT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_CHANNELS_OF_STRANGERS = 2
 _TRY_LATER = "authorization is not available, try later"
+# A name may have 256 KiB: neither the log nor the reply repeats all of it.
+_SHOWN_CHARACTERS = 160
 
 
 class ReversePath(asyncssh.SSHListener):
@@ -84,13 +96,27 @@ class ReversePath(asyncssh.SSHListener):
 class AgentConnection(asyncssh.SSHServer):
     """Callbacks of one connection."""
 
-    def __init__(self, authority: Authority, agents_dir: Path, limits: Limits, roster: Roster) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        reports: Reports,
+        paths: HubPaths,
+        limits: Limits,
+        roster: Roster,
+        strangers: Strangers,
+    ) -> None:
         self._authority = authority
-        self._agents_dir = agents_dir
+        self._reports = reports
+        self._paths = paths
         self._limits = limits
         self._roster = roster
+        self._strangers = strangers
+        self._stranger = False
         self._conn: asyncssh.SSHServerConnection | None = None
         self._opening = 0
+        self._refusals = 0
+        self._keys_shown = 0
+        self._reading: BoundedReading | None = None
         self._claimed = ""
         self.pipes = PipeSet()
         self.agent_id = ""
@@ -100,8 +126,13 @@ class AgentConnection(asyncssh.SSHServer):
         self.reverse: ReversePath | None = None
 
     def __str__(self) -> str:
-        peer = self._conn.get_extra_info("peername", ("?",)) if self._conn else ("?",)
-        return f"agent={self.agent_id or self._claimed or '?'} key={self.fingerprint} from={peer[0]}"
+        who = self.agent_id or _shown(self._claimed) or "?"
+        return f"agent={who} key={self.fingerprint} from={self.address}"
+
+    @property
+    def address(self) -> str:
+        """Where it comes from."""
+        return str(self._conn.get_extra_info("peername", ("?",))[0]) if self._conn else "?"
 
     # --- life ---
 
@@ -109,6 +140,19 @@ class AgentConnection(asyncssh.SSHServer):
         """Called by asyncssh."""
         self._conn = conn
         self.pipes.watch(conn)
+        self._reading = BoundedReading(conn, self.pipes)
+        self._log_unknown_kinds(conn)
+
+    def _log_unknown_kinds(self, conn: asyncssh.SSHServerConnection) -> None:
+        """Channels of kinds that asyncssh does not know are refused without asking us."""
+        send = conn.send_channel_open_failure
+
+        def failed(channel: int, code: int, reason: str, lang: str) -> None:
+            send(channel, code, reason, lang)
+            if code == asyncssh.OPEN_UNKNOWN_CHANNEL_TYPE:
+                self._refused("open", "a channel", "no such kind")
+
+        conn.send_channel_open_failure = failed  # type: ignore[method-assign,assignment]
 
     def public_key_auth_supported(self) -> bool:
         """Called by asyncssh: the only way in."""
@@ -116,13 +160,22 @@ class AgentConnection(asyncssh.SSHServer):
 
     async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Called by asyncssh: whether the key is that of the agent it claims to be."""
+        self._keys_shown += 1
+        if self._keys_shown > self._limits.keys_per_login:
+            self.end("too many keys")
+            return False
         # What was asked about last is what logged in: asyncssh cancels a login that another one overtakes.
         self._claimed, self.fingerprint = username, key.get_fingerprint()
+        self._stranger = username == ENROLMENT_USER
+        if self._stranger:
+            return True  # the key is what is to be enrolled
         try:
             agent_id = await self._authority.identify(self.fingerprint)
         except SendenseError as error:
             if is_refusal(error):
-                return self._refused("login", username, "nobody registered this key")
+                revoked = error.reason == Reason.REASON_SITE_REVOKED
+                why = "this key was revoked" if revoked else "nobody registered this key"
+                return self._refused("login", username, why)
             self._refused("login", username, str(error))
             raise asyncssh.ServiceNotAvailable(_TRY_LATER) from error
         if agent_id != username or not _AGENT_ID.fullmatch(agent_id):
@@ -131,15 +184,23 @@ class AgentConnection(asyncssh.SSHServer):
 
     def auth_completed(self) -> None:
         """Called by asyncssh."""
+        if self._stranger:
+            log.info("connected to enrol: %s", self)
+            if not self._strangers.let_in(self):
+                self.end("too many agents enrol at this moment")
+            return
         self.agent_id = self._claimed
         log.info("connected %s", self)
         self._roster.add(self)
+        if self._reading:
+            self._reading.allowance = self._roster.allowance(self.agent_id)
         if self._roster.count(self.agent_id) > self._limits.connections_per_agent:
             self.end("too many connections of this agent")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncssh."""
         self._roster.discard(self)
+        self._strangers.gone(self)
         self.pipes.close()
         if self.reverse:
             self.reverse.close()
@@ -159,9 +220,10 @@ class AgentConnection(asyncssh.SSHServer):
         self, dest_path: str
     ) -> tuple[asyncssh.SSHUNIXChannel[bytes], Awaitable[asyncssh.SSHUNIXSession[bytes]]]:
         """Called by asyncssh: the agent opens a logical name."""
-        if not _TARGETS.fullmatch(dest_path):
+        if self._stranger != (dest_path == ENROLMENT_TARGET) or not _TARGETS.fullmatch(dest_path):
             self._deny("open", dest_path, "no such name")
-        if len(self.pipes) + self._opening >= self._limits.channels_per_connection:
+        most = _CHANNELS_OF_STRANGERS if self._stranger else self._limits.channels_per_connection
+        if len(self.pipes) + self._opening >= most:
             self._deny("open", dest_path, "too many channels", asyncssh.OPEN_RESOURCE_SHORTAGE)
         assert self._conn is not None
         self._opening += 1
@@ -171,7 +233,10 @@ class AgentConnection(asyncssh.SSHServer):
     async def _open(self, target: str) -> asyncssh.SSHUNIXSession[bytes]:
         """Anything but ChannelOpenError would end the whole connection."""
         try:
-            path = await self._authority.authorize(self.fingerprint, target)
+            if self._stranger:
+                path = self._paths.enrolment_socket
+            else:
+                path = await self._authority.authorize(self.fingerprint, target)
             session = await connect_target(path, self.pipes, target)
         except SendenseError as error:
             if is_refusal(error):
@@ -189,7 +254,7 @@ class AgentConnection(asyncssh.SSHServer):
         """Called by asyncssh: the agent publishes its socket."""
         assert self._conn is not None
         why = ""
-        if listen_path != REVERSE_PATH:
+        if listen_path != REVERSE_PATH or self._stranger:
             why = "no such name"
         elif self.reverse is not None and not self.reverse.published.closed:
             why = "this connection listens already"
@@ -198,14 +263,14 @@ class AgentConnection(asyncssh.SSHServer):
                 self.reverse = ReversePath(
                     self._conn,
                     self.pipes,
-                    self._agents_dir / f"{self.agent_id}.sock",
+                    self._paths.agents_dir / f"{self.agent_id}.sock",
                     self._limits.channels_per_connection,
                 )
             except OSError as error:
                 why = f"cannot publish it: {error}"
             else:
                 return self.reverse
-        self._conn.send_debug(f"{listen_path}: {why}")  # the reply itself has no room for a reason
+        self._conn.send_debug(f"{_shown(listen_path)}: {why}")  # the reply itself has no room for a reason
         return self._refused("listen", listen_path, why)
 
     # --- what is refused ---
@@ -233,14 +298,32 @@ class AgentConnection(asyncssh.SSHServer):
         self._deny("tap", str(unit), "not permitted")
 
     def _refused(self, what: str, name: str, why: str) -> bool:
-        log.warning("refused %s %r: %s (%s)", what, name, why, self)
+        log.warning("refused %s %r: %s (%s)", what, _shown(name), why, self)
+        self._reports.add(
+            ReportRefusalRequest(
+                fingerprint=self.fingerprint,
+                agent_id=self.agent_id,
+                claimed_agent_id=_shown(self._claimed),
+                address=str(self._conn.get_extra_info("peername", ("?",))[0]) if self._conn else "?",
+                request=what,
+                target=_shown(name),
+                cause=_shown(why),
+            )
+        )
+        self._refusals += 1
+        if self._refusals > self._limits.refusals_per_connection:
+            self.end("too many requests that are not permitted")
         return False
 
     def _deny(
         self, what: str, name: str, why: str, code: int = asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
     ) -> NoReturn:
         self._refused(what, name, why)
-        raise asyncssh.ChannelOpenError(code, f"{name}: {why}")
+        raise asyncssh.ChannelOpenError(code, f"{_shown(name)}: {why}")
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= _SHOWN_CHARACTERS else name[:_SHOWN_CHARACTERS] + "…"
 
 
 class Roster:
@@ -248,6 +331,7 @@ class Roster:
 
     def __init__(self) -> None:
         self._connections: set[AgentConnection] = set()
+        self._allowances: dict[str, Allowance] = {}
 
     def __iter__(self) -> Iterator[AgentConnection]:
         return iter(list(self._connections))
@@ -259,6 +343,10 @@ class Roster:
     def discard(self, connection: AgentConnection) -> None:
         """After it was lost."""
         self._connections.discard(connection)
+
+    def allowance(self, agent_id: str) -> Allowance:
+        """One for all connections of an agent, also those to come."""
+        return self._allowances.setdefault(agent_id, Allowance())
 
     def count(self, agent_id: str) -> int:
         """Connections of one agent."""

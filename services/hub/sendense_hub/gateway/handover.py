@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 _CONNECTION = b"c"
 _READY = b"r"
 _ENDED = b"e"
+_TELL_AGAIN_S = 0.05
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -69,21 +70,23 @@ class GatewayEnd:
         """Takes over the inherited descriptor."""
         self._control = socket.socket(fileno=descriptor)
         self._control.setblocking(False)
+        self._untold = 0
 
     async def connections(self) -> AsyncIterator[socket.socket]:
         """Accepted TCP connections, not blocking, until the supervisor is gone."""
-        loop = asyncio.get_running_loop()
         self._control.send(_READY)
         while True:
             try:
                 message, descriptors, _, _ = socket.recv_fds(self._control, 1, 1)
             except BlockingIOError:
-                await _readable(loop, self._control)
+                await readable(self._control)
                 continue
             except ConnectionError:
                 return
             if not message:
                 return
+            if not descriptors:  # this process has none left
+                self.ended()
             for descriptor in descriptors:
                 sock = socket.socket(fileno=descriptor)
                 sock.setblocking(False)
@@ -91,15 +94,30 @@ class GatewayEnd:
 
     def ended(self) -> None:
         """Tells the supervisor that one connection has ended."""
-        with contextlib.suppress(OSError):  # a supervisor that is gone needs no count
-            self._control.send(_ENDED)
+        self._untold += 1
+        if self._untold == 1:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Says all that is to be said; a busy supervisor is told later, or it would count wrong for ever."""
+        while self._untold:
+            try:
+                self._control.send(_ENDED)
+            except BlockingIOError:
+                asyncio.get_running_loop().call_later(_TELL_AGAIN_S, self._tell)
+                return
+            except OSError:  # a supervisor that is gone needs no count
+                return
+            self._untold -= 1
 
     def close(self) -> None:
         """Lets go of the supervisor."""
         self._control.close()
 
 
-async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+async def readable(sock: socket.socket) -> None:
+    """Returns when there is something to receive or to accept."""
+    loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_reader(sock, ready.set)
     try:

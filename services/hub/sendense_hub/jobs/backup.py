@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One attempt of a backup job: the hub's half of the conversation with the agent.
 
-Until the commit mark is set, any failure leaves nothing: no export, no layer, no row, no snapshot. From then
-on the point is complete whatever happens, and what is left to do is the snapshot.
+It ends with a complete point, or with a failure. Then `suspend` leaves everything to the next attempt, or
+`dismiss` and `clean_up` leave nothing: no export, no layer, no row, no snapshot. Once the commit mark is set,
+the point is complete whatever happens, and what is left to do is the snapshot.
 """
 
 from __future__ import annotations
@@ -13,31 +14,31 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
-from google.protobuf.duration_pb2 import Duration
-
 from sendense.agent.v1 import backup_pb2 as agent
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1 import operation_pb2
 from sendense.hub.v1 import job_pb2 as pb
+from sendense.hub.v1.point_service_pb2 import RestorePoint
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import cleanups, vcenters
+from sendense_hub.catalog.job_plans import JobPlan
 from sendense_hub.clients.backup_stream import BackupStream
 from sendense_hub.domain import job_rules, plan_rules
-from sendense_hub.jobs import cancellation, job_changes, previous_points
+from sendense_hub.jobs import auditing, cancellation, job_changes, previous_points
 from sendense_hub.jobs.board import LiveJob
 from sendense_hub.jobs.guarded_sites import Turn
+from sendense_hub.jobs.lending import Lending
 from sendense_hub.jobs.new_point import NewPoint
-from sendense_hub.jobs.previous_points import Previous
+from sendense_hub.jobs.previous_points import FullBecause, Previous
 from sendense_hub.jobs.workshop import Workshop
 from sendense_hub.repository import Repository
 
 log = logging.getLogger(__name__)
 
-_ORPHAN_TIMEOUT_S = 120
+# Without a word from the agent the attempt is interrupted: it goes on when the site is there again.
+_SILENT_S = 45.0
 _DISMISS_WITHIN_S = 60.0
-# A hub that is being stopped has 25 s for all its jobs.
-_DISMISS_WHEN_STOPPING_S = 10.0
 # A repository with less than this when a write failed was full.
 _FULL_BELOW_BYTES = 16 * 1024 * 1024
 
@@ -49,24 +50,40 @@ _QUIESCE = {
 
 
 class BackupAttempt:
-    """Runs once. After `run` returned or raised, `clean_up` must be awaited."""
+    """Runs once. After `run` returned or raised, `suspend` or `clean_up` must be awaited."""
 
-    def __init__(self, workshop: Workshop, live: LiveJob) -> None:
+    def __init__(
+        self, workshop: Workshop, live: LiveJob, earlier: RestorePoint | None, kept: JobPlan | None
+    ) -> None:
+        """Nothing happens yet.
+
+        Args:
+            workshop: of the hub.
+            live: the job.
+            earlier: the point that earlier attempts have begun.
+            kept: what they left to go on with.
+        """
         self._workshop = workshop
         self._live = live
         self._repository: Repository = workshop.repository(live.job.repository_name)
         self._previous: Previous = {}
+        self._full_because: FullBecause = {}
+        self._untrusted: list[int] = []
         self._stream: BackupStream | None = None
+        self._heard_plan: agent.BackupPlan | None = None
         self._plan: agent.BackupPlan | None = None
         self._swept: list[str] = []
         self._login: Turn | None = None
+        self._lending: Lending | None = None
         self._snapshot_time_us = 0
         self._copying_since = 0.0
+        self._planned_first = False
         self._committing = False
         self._heard_end = False
-        self.point = NewPoint(workshop, live)
+        self._earlier_disks = plan_rules.NONE_EARLIER
+        self.point = NewPoint(workshop, live, earlier, kept)
         """What it makes."""
-        self.snapshot_maybe_left = False
+        self.snapshot_maybe_left = kept is not None or bool(live.job.interruptions)
         """Whether the agent may have left a snapshot, or cannot be asked."""
 
     async def run(self) -> None:
@@ -86,14 +103,28 @@ class BackupAttempt:
                 raise self._live.stop_cause
             await asyncio.wait({conversation})
             cancellation.result(conversation)
-        except Exception as error:
-            if self.snapshot_maybe_left and not self._heard_end:
-                await self._dismiss(error)
-            raise
         finally:
             for task in (conversation, stop):
                 task.cancel()
             await asyncio.gather(conversation, stop, return_exceptions=True)
+
+    @property
+    def got_further(self) -> bool:
+        """Whether more is stored than before it."""
+        return self._planned_first or any(self.point.stored_bytes.values())
+
+    def recopied_bytes(self) -> dict[int, int]:
+        """By device key: data that was written, and that the next attempt writes again."""
+        lost = {}
+        for disk in self._live.newest.disks:
+            if disk.key in self._earlier_disks:
+                copied_bytes = disk.copied_bytes - self._earlier_disks[disk.key].copied_bytes
+                lost[disk.key] = max(0, copied_bytes - self.point.stored_bytes[disk.key])
+        return lost
+
+    async def suspend(self) -> None:
+        """Stops writing, and leaves what there is to the next attempt. May be repeated."""
+        await self.point.suspend()
 
     async def clean_up(self) -> None:
         """Removes what is not part of a complete point. May be repeated."""
@@ -105,7 +136,7 @@ class BackupAttempt:
                 self._workshop.sites,
                 self._live.job.site_name,
                 start,
-                give_up_after_s=2 * _ORPHAN_TIMEOUT_S,
+                give_up_after_s=_SILENT_S,
             )
             self.snapshot_maybe_left = True
             async with contextlib.aclosing(self._stream.events()) as events:
@@ -123,11 +154,17 @@ class BackupAttempt:
         job, catalog = self._live.job, self._workshop.catalog
         async with contextlib.AsyncExitStack() as stack:
             with telemetry.span("prepare", vm=job.vm_name):
-                await asyncio.to_thread(self._repository.space)
+                await asyncio.to_thread(self._repository.space)  # an empty mount point is not a repository
+                if await self.point.adopt():
+                    raise SendenseError(
+                        Reason.REASON_HUB_RESTARTED,
+                        "The hub was restarted just after the point was complete.",
+                    )
                 vcenter = await catalog.run(lambda connection: vcenters.get(connection, job.vcenter_name))
-                self._previous = await stack.enter_async_context(
+                self._previous, self._full_because = await stack.enter_async_context(
                     previous_points.held(self._workshop, self._live, vcenter.instance_uuid)
                 )
+                self._untrusted = await auditing.untrusted(self._workshop, self._live, vcenter.instance_uuid)
                 dead = [
                     each
                     for each in await catalog.run(cleanups.listed)
@@ -136,8 +173,12 @@ class BackupAttempt:
                 self._swept = [each.job_id for each in dead]
                 self._workshop.sites.socket(job.site_name)
                 self._login = await stack.enter_async_context(self._workshop.sites.login(vcenter))
-                access = await self._workshop.sites.access(
-                    vcenter, operation_pb2.OPERATION_BACKUP, job.job_id
+                operation = operation_pb2.OPERATION_BACKUP
+                access = await stack.enter_async_context(
+                    self._workshop.sites.access(vcenter, operation, job.job_id)
+                )
+                self._lending = await stack.enter_async_context(
+                    Lending(self._workshop.sites, vcenter, job.job_id, self._give)
                 )
             yield agent.BackupStart(
                 job_id=job.job_id,
@@ -162,8 +203,37 @@ class BackupAttempt:
                     agent.JobSnapshot(job_id=each.job_id, vm_instance_uuid=each.vm_instance_uuid)
                     for each in dead
                 ],
-                orphan_timeout=Duration(seconds=_ORPHAN_TIMEOUT_S),
+                resume=self._resume(),
+                untrusted_disk_keys=self._untrusted,
             )
+
+    async def _give(self, given: agent.LeaseGiven) -> None:
+        assert self._stream is not None
+        await self._stream.say(agent.RunBackupRequest(lease=given))
+
+    def _resume(self) -> agent.ResumeFrom | None:
+        kept = self.point.kept
+        if kept is None:
+            return None
+        return agent.ResumeFrom(
+            snapshot_moref=kept.plan.snapshot_moref,
+            disks=[
+                agent.ResumableDisk(
+                    key=disk.key,
+                    disk_object_id=disk.disk_object_id,
+                    backing_uuid=disk.backing_uuid,
+                    capacity_bytes=disk.capacity_bytes,
+                    mode=disk.mode,
+                    mode_reason=disk.mode_reason,
+                    eras=[
+                        agent.LayerEra(snapshot_moref=era.snapshot_moref, change_id=era.change_id)
+                        for era in kept.eras[disk.key]
+                    ],
+                )
+                for disk in kept.plan.disks
+                if kept.eras.get(disk.key)
+            ],
+        )
 
     async def _take(self, event: agent.RunBackupResponse) -> None:
         """One event of the agent."""
@@ -175,17 +245,25 @@ class BackupAttempt:
                 phase = job_rules.PHASES.get(event.phase.phase, pb.JOB_PHASE_UNSPECIFIED)
                 if phase < pb.JOB_PHASE_COMMIT or self.point.committed:  # only the hub commits
                     await live.change(job_changes.enter(phase))
+            case "lease_wanted" if self._lending is not None:
+                self._lending.wanted(event.lease_wanted.request_id)
+            case "logged_in" if self._lending is not None:
+                self._lending.used()
             case "plan":
-                await self._take_plan(event.plan, event.time.ToMicroseconds())
+                # An older agent does not say when vSphere made the snapshot: it was there before its plan.
+                made = event.plan.snapshot_time if event.plan.HasField("snapshot_time") else event.time
+                await self._take_plan(event.plan, made.ToMicroseconds())
             case "progress":
-                await live.count(job_changes.progress(event.progress, self._copying_s()))
+                await live.count(job_changes.progress(event.progress, self._copying_s(), self._earlier_disks))
             case "checkpoint":
                 await self.point.append(event.checkpoint)
             case "warning":
                 said = event.warning
                 await live.change(job_changes.warn(said.code, said.message, said.disk_key))
+            case "audit_mismatch":
+                await auditing.end_trust(self._workshop, live, self._plan, event.audit_mismatch)
             case "disk_done":
-                await live.change(job_changes.disk_done(event.disk_done))
+                await live.change(job_changes.disk_done(event.disk_done, self._earlier_disks))
             case "copied":
                 await self._commit()
             case "done":
@@ -197,6 +275,8 @@ class BackupAttempt:
             case "failed":
                 self.snapshot_maybe_left = event.failed.snapshot_left
                 raise await self._explained(SendenseError.from_failure(event.failed.failure))
+            case "interrupted":
+                raise await self._explained(SendenseError.from_failure(event.interrupted.failure))
             case unknown:
                 log.warning(
                     "job %s: the agent sent %s, which this hub does not know", live.job.job_id, unknown
@@ -205,13 +285,17 @@ class BackupAttempt:
     async def _take_plan(self, plan: agent.BackupPlan, snapshot_time_us: int) -> None:
         """The snapshot exists: makes layers and exports, and says where they are."""
         job = self._live.job
-        if self._plan is not None:
-            if self._plan != plan:
+        if self._heard_plan is not None:
+            if self._heard_plan != plan:
                 raise SendenseError(Reason.REASON_INTERNAL, "the agent sent a second plan, unlike the first")
             return
         plan_rules.check_form(plan)
-        self._plan, self._snapshot_time_us = plan, snapshot_time_us
-        await self._live.change(job_changes.plan(plan))
+        self._heard_plan, self._snapshot_time_us = plan, snapshot_time_us
+        self._plan = plan = agent.BackupPlan.FromString(plan.SerializeToString())
+        previous_points.explain(plan, self._full_because)
+        went_on = self._go_on(plan)
+        await self._live.change(job_changes.plan(plan, went_on))
+        self._earlier_disks = job_changes.copies(self._live.job.disks)
         plan_rules.check_plan(
             plan,
             vcenter_uuid=next((point.vcenter_uuid for point, _ in self._previous.values()), ""),
@@ -219,13 +303,32 @@ class BackupAttempt:
             previous={key: disk for key, (_, disk) in self._previous.items()},
             incremental_required=job.mode == pb.BACKUP_MODE_INCREMENTAL,
         )
+        plan_rules.check_trust(plan, self._untrusted)
         space = await asyncio.to_thread(self._repository.space)
-        plan_rules.check_space(plan.disks, space.free_bytes)
-        exports = await self.point.open(plan, self._previous, self._swept)
+        plan_rules.check_space(plan.disks, space.free_bytes, self._earlier_disks)
+        written, exports = await self.point.open(plan, self._snapshot_time_us, self._previous, self._swept)
+        await self._live.change(job_changes.keeps(self.point.kept_bytes))
+        self._earlier_disks = job_changes.copies(self._live.job.disks)
+        self._planned_first = not went_on
         self._copying_since = time.monotonic()
         assert self._stream is not None
+        for part in written:
+            await self._stream.say(agent.RunBackupRequest(written=part))
         log.info("job %s: %d exports are open for site %s", job.job_id, len(exports), job.site_name)
+        async for sample in auditing.samples(self._workshop, self._live, plan, self._previous):
+            await self._stream.say(agent.RunBackupRequest(audit=sample))
         await self._stream.say(agent.RunBackupRequest(exports=agent.OpenExports(exports=exports)))
+
+    def _go_on(self, plan: agent.BackupPlan) -> str:
+        """How this plan goes on with what earlier attempts left; empty when there is nothing."""
+        kept = self.point.kept
+        if kept is None:
+            return "from_the_start" if self._live.job.interruptions else ""
+        if plan.snapshot_moref == kept.plan.snapshot_moref:
+            self._snapshot_time_us = kept.snapshot_time_us
+            plan.quiesce_result = plan.quiesce_result or kept.plan.quiesce_result
+            return "same_snapshot"
+        return "new_snapshot" if any(disk.keeps_layer for disk in plan.disks) else "from_the_start"
 
     def _copying_s(self) -> float:
         return time.monotonic() - self._copying_since if self._copying_since else 0.0
@@ -249,14 +352,27 @@ class BackupAttempt:
         finally:
             self._committing = self.point.committed
         await live.change(job_changes.has_point(self.point.point_id))
+        await auditing.note_read_whole(self._workshop, live, self._plan)
         assert self._stream is not None
         await self._stream.say(
             agent.RunBackupRequest(committed=agent.CommitPoint(point_id=self.point.point_id))
         )
 
     async def _explained(self, error: SendenseError) -> SendenseError:
-        """A failed write, with what qemu-nbd said about it."""
-        if error.reason != Reason.REASON_TARGET_WRITE_FAILED:
+        """A failed write, with what qemu-nbd said; at the site, its end looks like that of a network."""
+        if error.reason not in {Reason.REASON_TARGET_WRITE_FAILED, Reason.REASON_TUNNEL_LOST}:
+            return error
+        if ended := await self.point.exports_ended():
+            return SendenseError(
+                Reason.REASON_EXPORT_FAILED,
+                f"qemu-nbd ended at the hub while the backup wrote to {', '.join(ended)}",
+                remedy="The backup goes on with a new one. If this happens again, look for what ends it: "
+                "the log of the kernel tells when memory ran out.",
+                retryable=error.retryable,
+                qemu_nbd=self.point.words() or None,
+                detail=error.message,
+            )
+        if error.reason == Reason.REASON_TUNNEL_LOST:
             return error
         if words := self.point.words():
             error.metadata["qemu_nbd"] = words
@@ -269,20 +385,21 @@ class BackupAttempt:
             return SendenseError(
                 Reason.REASON_REPOSITORY_FULL,
                 f"the repository {self._repository.name} is full: {error.message}",
-                remedy="Make room in the repository; nothing of this backup was kept.",
+                remedy="Make room in the repository: the backup goes on then.",
                 repository=self._repository.name,
             )
         return error
 
-    async def _dismiss(self, cause: Exception) -> None:
+    async def dismiss(self, cause: SendenseError) -> None:
         """Has the agent end the job; what it left is known afterwards, if it answers."""
-        if self._stream is None or not self._stream.begun:
+        stream = self._stream
+        if stream is None or not stream.begun or self._heard_end or not self.snapshot_maybe_left:
             return
-        stopping = isinstance(cause, SendenseError) and cause.reason == Reason.REASON_SERVICE_STOPPING
-        words = cause.message if isinstance(cause, SendenseError) else "the hub failed unexpectedly"
+        if cause.reason == Reason.REASON_SITE_REVOKED:
+            return  # there is nobody to talk to
         try:
-            async with asyncio.timeout(_DISMISS_WHEN_STOPPING_S if stopping else _DISMISS_WITHIN_S):
-                await cancellation.uncancelled(self._hear_end(self._stream, words))
+            async with asyncio.timeout(_DISMISS_WITHIN_S):
+                await cancellation.uncancelled(self._hear_end(stream, cause.message))
         except (SendenseError, TimeoutError) as error:
             log.warning("job %s: the agent did not end it: %s", self._live.job.job_id, error)
 

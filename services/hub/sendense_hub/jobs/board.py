@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The jobs as they are at this moment.
 
-What an operator sees is never ahead of the catalog where it matters: a state, phase, disk or warning is
-written before it is shown. Only counters run ahead of it, by a few seconds.
+What an operator sees is never ahead of the catalog, not even a counter: it is written before it is shown, so
+that nothing jumps back when the hub is killed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sendense_common.errors import SendenseError
 from sendense_hub.catalog import Catalog, jobs
 from sendense_hub.domain import job_rules
 
-_COUNTERS_EVERY_S = 2.0
+_COUNTERS_EVERY_S = 0.5
 _WATCH_EVERY_S = 0.1
 
 Change = Callable[[pb.Job], None]
@@ -34,6 +34,8 @@ class LiveJob:
         self._written_at = 0.0
         self.job = job
         """As it is shown: never changed in place."""
+        self.newest = job
+        """The same with counters that are not written yet."""
         self.stop_requested = asyncio.Event()
         self.stop_cause: SendenseError | None = None
 
@@ -44,20 +46,17 @@ class LiveJob:
             SendenseError: JOB_ENDED; an ended job never changes.
         """
         async with self._changing:
-            version = self._next(change)
-            if not await self._catalog.run(lambda connection: jobs.write(connection, version)):
-                raise SendenseError(Reason.REASON_JOB_ENDED, f"job {version.job_id} has ended")
-            self._written_at = asyncio.get_running_loop().time()
-            self._show(version)
+            await self._write(self._next(change))
 
     async def count(self, change: Change) -> None:
-        """Shows new counters, and writes them now and then, or when they show that a disk has begun."""
-        due = asyncio.get_running_loop().time() - self._written_at >= _COUNTERS_EVERY_S
-        if due or _disk_states(self._next(change)) != _disk_states(self.job):
-            await self.change(change)
-        else:
-            async with self._changing:
-                self._show(self._next(change))
+        """New counters: written and shown now and then, or when they show that a disk has begun."""
+        async with self._changing:
+            version = self._next(change)
+            due = asyncio.get_running_loop().time() - self._written_at >= _COUNTERS_EVERY_S
+            if due or _disk_states(version) != _disk_states(self.job):
+                await self._write(version)
+            else:
+                self.newest = version
 
     def ask_to_stop(self, cause: SendenseError) -> None:
         """The runner will end the job; the first cause stands."""
@@ -76,12 +75,15 @@ class LiveJob:
 
     def _next(self, change: Change) -> pb.Job:
         version = pb.Job()
-        version.CopyFrom(self.job)
+        version.CopyFrom(self.newest)
         change(version)
         return version
 
-    def _show(self, version: pb.Job) -> None:
-        self.job = version
+    async def _write(self, version: pb.Job) -> None:
+        if not await self._catalog.run(lambda connection: jobs.write(connection, version)):
+            raise SendenseError(Reason.REASON_JOB_ENDED, f"job {version.job_id} has ended")
+        self._written_at = asyncio.get_running_loop().time()
+        self.job = self.newest = version
         self.tell()
 
 
@@ -109,6 +111,10 @@ class Board:
     def running(self) -> list[LiveJob]:
         """What runs here."""
         return list(self._live.values())
+
+    def runs(self, job_id: str) -> bool:
+        """Whether it runs here."""
+        return job_id in self._live
 
     def stop_all(self, cause: SendenseError) -> None:
         """Asks all that run to stop, and any that still gets its turn."""
@@ -153,19 +159,25 @@ class Board:
         asked = pb.Job()
         asked.CopyFrom(job)
         _cancelling(asked)
-        cause = SendenseError(
-            Reason.REASON_CANCELLED, f"job {job.job_id} was cancelled by an operator", retryable=False
-        )
+        cause = cancelled(job.job_id)
         live = self._live.get(job.job_id)
         if live:
             await asyncio.shield(_stop(live, cause))  # a caller that hangs up does not leave it half said
             return live.job
-        end(asked, pb.JOB_STATE_CANCELLED, cause)
-        if await self._catalog.run(
-            lambda connection: jobs.write(connection, asked, expected=[pb.JOB_STATE_QUEUED])
-        ):
+        if job.state == pb.JOB_STATE_QUEUED:
+            end(
+                asked, pb.JOB_STATE_CANCELLED, cause
+            )  # there is nothing of it; one that waits has to be ended
+        if await self._catalog.run(lambda connection: jobs.write(connection, asked, expected=[job.state])):
             return asked
         return await self.cancel(job.job_id)  # its turn came at this moment
+
+
+def cancelled(job_id: str) -> SendenseError:
+    """CANCELLED, by somebody."""
+    return SendenseError(
+        Reason.REASON_CANCELLED, f"job {job_id} was cancelled by an operator", retryable=False
+    )
 
 
 def end(job: pb.Job, state: pb.JobState.ValueType, failure: SendenseError | None = None) -> None:

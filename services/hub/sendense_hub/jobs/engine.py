@@ -37,10 +37,11 @@ class Engine:
         """Made by `start`."""
         self._workshop = workshop
 
-    async def enqueue(self, job_id: str) -> None:
-        """The job runs when its turn comes, also after a restart. Twice is once."""
-        with SetWorkflowID(job_id):
-            await DBOS.enqueue_workflow_async(_QUEUE, _backup_job, job_id)
+    async def enqueue(self, job: pb.Job) -> None:
+        """The job's next attempt runs when its turn comes, also after a restart. Twice is once."""
+        what = "end" if job.state == pb.JOB_STATE_CANCELLING else job.attempt + 1
+        with SetWorkflowID(f"{job.job_id}.{what}"):
+            await DBOS.enqueue_workflow_async(_QUEUE, _backup_job, job.job_id)
 
 
 _runner: Runner | None = None
@@ -61,7 +62,7 @@ async def _backup_job(job_id: str) -> None:
 async def start(
     workshop: Workshop, runner: Runner, database: Path, *, concurrency: int
 ) -> AsyncIterator[Engine]:
-    """Runs jobs until the block ends; those that run then are ended with SERVICE_STOPPING first.
+    """Runs jobs until the block ends; those that run then are interrupted first, and go on at the next start.
 
     Args:
         workshop: of this hub.
@@ -88,15 +89,15 @@ async def start(
     try:
         # A hub that was killed between catalog and queue has jobs that nobody else would run.
         for job in await workshop.catalog.run(_queued):
-            await engine.enqueue(job.job_id)
+            await engine.enqueue(job)
         yield engine
     finally:
         for event in dbos.background_thread_stop_events:
             event.set()  # no turns any more: what is queued stays so until the next start
         await _stop_jobs(workshop)
-        await asyncio.to_thread(DBOS.destroy)
-        # DBOS puts an executor of its own into the loop and shuts it down with itself.
+        # DBOS puts an executor of its own into the loop and shuts it down with itself; calls go on meanwhile.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+        await asyncio.to_thread(DBOS.destroy)
         _runner = None
 
 
@@ -109,7 +110,7 @@ async def _stop_jobs(workshop: Workshop) -> None:
         SendenseError(
             Reason.REASON_SERVICE_STOPPING,
             "the hub was stopped while the job ran",
-            remedy="Nothing of it was kept. Start the backup again when the hub runs.",
+            remedy="It goes on when the hub runs again.",
             retryable=True,
         )
     )

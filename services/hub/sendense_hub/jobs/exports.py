@@ -34,6 +34,10 @@ class ExportTable:
         if self._exports.pop(export_name, None):
             self._tell(Gone(target=f"nbd/{export_name}"))
 
+    def revoke_key(self, fingerprint: str) -> None:
+        """A key has lost all its rights; the gateways end its connections."""
+        self._tell(Gone(fingerprint=fingerprint))
+
     def socket(self, export_name: str, site: str) -> Path | None:
         """Its unix socket, if the agent of `site` may open it."""
         owner, socket = self._exports.get(export_name, ("", None))

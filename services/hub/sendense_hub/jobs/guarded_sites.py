@@ -18,11 +18,12 @@ from sendense.agent.v1 import agent_service_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1.vcenter_service_pb2 import Vcenter
 from sendense_common.errors import SendenseError
-from sendense_hub.catalog import Catalog, refused_logins, vcenters
+from sendense_hub.catalog import Catalog, refused_logins, sites, vcenters
 from sendense_hub.catalog.refused_logins import RefusedLogin
 from sendense_hub.clients.leases import Leases
 from sendense_hub.clients.sites import Sites
 
+_REFUSED = frozenset({Reason.REASON_VCENTER_LOGIN_FAILED, Reason.REASON_VCENTER_ACCOUNT_LOCKED})
 # A login that has not been answered for so long hangs; the next one is not kept waiting for it.
 _LOGIN_WITHIN_S = 30.0
 
@@ -59,6 +60,11 @@ class GuardedSites(Sites):
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._lifted_at: dict[str, float] = {}
 
+    async def know_revoked(self) -> None:
+        """Reads from the catalog which sites were revoked."""
+        known = await self._catalog.run(sites.listed)
+        self.revoked = {site.name for site in known if site.HasField("revoke_time")}
+
     @contextlib.asynccontextmanager
     async def login(self, vcenter: Vcenter, *, testing: bool = False) -> AsyncIterator[Turn]:
         """Around whatever logs in. A refusal that comes out of the block is kept.
@@ -86,7 +92,7 @@ class GuardedSites(Sites):
             except SendenseError as error:
                 # A password that was changed since then was not the one that was refused.
                 changed = self._lifted_at.get(credential_id, began) > began
-                if error.reason == Reason.REASON_VCENTER_LOGIN_FAILED and not changed:
+                if error.reason in _REFUSED and not changed:
                     words = error.message
                     await self._catalog.run(
                         lambda connection: refused_logins.refuse(
@@ -96,6 +102,10 @@ class GuardedSites(Sites):
                 raise
         finally:
             turn.over()
+
+    async def now(self, vcenter_name: str) -> Vcenter:
+        """A vCenter as it is kept now; VCENTER_NOT_FOUND."""
+        return await self._catalog.run(lambda connection: vcenters.get(connection, vcenter_name))
 
     async def lift(self, vcenter_name: str) -> None:
         """The password of a vCenter was changed, or works.
@@ -131,6 +141,18 @@ class GuardedSites(Sites):
         async with self.login(vcenter):
             return await super().clean_up(vcenter, hub_id, snapshots)
 
+    async def find_snapshots(self, vcenter: Vcenter, hub_id: str) -> list[pb.FoundSnapshot]:
+        """See `Sites`."""
+        async with self.login(vcenter):
+            return await super().find_snapshots(vcenter, hub_id)
+
+    async def reset_tracking(
+        self, vcenter: Vcenter, hub_id: str, instance_uuid: str, name: str, reset_id: str
+    ) -> None:
+        """See `Sites`."""
+        async with self.login(vcenter):
+            await super().reset_tracking(vcenter, hub_id, instance_uuid, name, reset_id)
+
 
 def _still_refused(vcenter_name: str, refused: RefusedLogin) -> SendenseError:
     moment = datetime.datetime.fromtimestamp(refused.time_us / 1e6, datetime.UTC)
@@ -139,7 +161,8 @@ def _still_refused(vcenter_name: str, refused: RefusedLogin) -> SendenseError:
         Reason.REASON_VCENTER_LOGIN_FAILED,
         f"vCenter {vcenter_name} refused the user name or password on {since}, and they were neither changed "
         f"nor tested since: nothing logs in with them, for accounts get locked ({refused.message})",
-        remedy="Change them with `sendense vcenter password`, or try them with `sendense vcenter test`.",
+        remedy=f"Change them: `sendense vcenter password {vcenter_name}`; or, if they are right, try them: "
+        f"`sendense vcenter test {vcenter_name}`.",
         retryable=False,
         vcenter=vcenter_name,
         refused_since=moment.isoformat(timespec="seconds"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -12,7 +14,7 @@ from sendense.agent.v1.agent_service_pb2 import VirtualMachine
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import backup_service_pb2, vcenter_service_pb2
 from sendense.hub.v1 import job_pb2 as pb
-from sendense_common import telemetry
+from sendense_common import audit_log, telemetry
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import jobs, vcenters
 from sendense_hub.catalog.jobs import Origin
@@ -22,6 +24,7 @@ from sendense_hub.jobs.workshop import Workshop
 
 DEFAULT_REPOSITORY = "default"
 Found = list[tuple[str, VirtualMachine]]
+Refusals = list[tuple[vcenter_service_pb2.Vcenter, SendenseError]]
 
 
 class Intake:
@@ -58,7 +61,11 @@ class Intake:
         def keep(connection: sa.Connection) -> pb.Job:
             twin = jobs.by_request(connection, request.request_id)
             if twin is None:
+                if job.state == pb.JOB_STATE_QUEUED:
+                    jobs.refuse_busy(connection, job)  # known before it is asked whether the site is there
+                    self._fail_if_offline(job)
                 jobs.insert(connection, job, origin)
+                audit_log.record_blocking("backup.start", subject=job.job_id, **_facts(job))
             return twin or job
 
         async def keep_and_queue() -> pb.Job:
@@ -66,10 +73,17 @@ class Intake:
 
         return await asyncio.shield(keep_and_queue())  # a caller that hangs up leaves no job without a turn
 
+    def _fail_if_offline(self, job: pb.Job) -> None:
+        """Who asks now is told now; a site that goes away later is waited for."""
+        try:
+            self._workshop.sites.socket(job.site_name)
+        except SendenseError as refusal:
+            _refuse(job, refusal)
+
     async def _queued(self, job: pb.Job) -> pb.Job:
         """The job, which has its place in the queue for certain."""
         if job.state == pb.JOB_STATE_QUEUED:
-            await self._engine.enqueue(job.job_id)
+            await self._engine.enqueue(job)
         return self._workshop.board.current(job)
 
     async def _resolve(self, job: pb.Job, named: str, vcenter_name: str) -> None:
@@ -80,13 +94,9 @@ class Intake:
         else:
             known = await catalog.run(vcenters.listed)
         found = await self._find(named, vcenter_name)
-        refusals: list[tuple[vcenter_service_pb2.Vcenter, SendenseError]] = []
+        refusals: Refusals = []
         if not found:
-            for vcenter in known:
-                try:
-                    await self.refresh(vcenter)
-                except SendenseError as error:
-                    refusals.append((vcenter, error))
+            refusals = await self._refresh_all(known)
             found = await self._find(named, vcenter_name)
         if len(found) == 1:
             job.vcenter_name, machine = found[0]
@@ -97,9 +107,7 @@ class Intake:
         elif refusals:
             vcenter, refusal = refusals[0]
             job.vcenter_name, job.site_name, job.vm_name = vcenter.name, vcenter.site_name, named
-            refusal.metadata.update(vm=named, vcenter=vcenter.name)
-            job.start_time.GetCurrentTime()
-            end(job, pb.JOB_STATE_FAILED, refusal)
+            _refuse(job, refusal)
         else:
             raise _not_found(named, vcenter_name, any_vcenter=bool(known))
 
@@ -116,12 +124,14 @@ class Intake:
         if vcenter_name:
             known = [await catalog.run(lambda connection: vcenters.get(connection, vcenter_name))]
         found = await self._find(named, vcenter_name)
+        refusals: Refusals = []
         if not found:
-            for vcenter in known:
-                await self.refresh(vcenter)
+            refusals = await self._refresh_all(known)
             found = await self._find(named, vcenter_name)
         if len(found) > 1:
             raise _ambiguous(named, found)
+        if not found and refusals:
+            raise refusals[0][1]
         if not found:
             raise _not_found(named, vcenter_name, any_vcenter=bool(known))
         return next(each for each in known if each.name == found[0][0]), found[0][1]
@@ -136,10 +146,38 @@ class Intake:
 
         await self._workshop.catalog.run(keep)
 
+    async def _refresh_all(self, known: Sequence[vcenter_service_pb2.Vcenter]) -> Refusals:
+        """Reads the inventory of each; one that refuses hides no other."""
+        refusals = []
+        for vcenter in known:
+            try:
+                await self.refresh(vcenter)
+            except SendenseError as error:
+                refusals.append((vcenter, error))
+        return refusals
+
     async def _find(self, named: str, vcenter_name: str) -> Found:
         return await self._workshop.catalog.run(
             lambda connection: vcenters.find_machines(connection, named, vcenter_name)
         )
+
+
+def _refuse(job: pb.Job, refusal: SendenseError) -> None:
+    """It fails before it was queued."""
+    refusal.metadata.update(vm=job.vm_name, vcenter=job.vcenter_name)
+    job.start_time.GetCurrentTime()
+    end(job, pb.JOB_STATE_FAILED, refusal)
+
+
+def _facts(job: pb.Job) -> dict[str, Any]:
+    """For the audit log."""
+    return {
+        "vm": job.vm_name,
+        "vcenter": job.vcenter_name,
+        "site": job.site_name,
+        "repository": job.repository_name,
+        "mode": pb.BackupMode.Name(job.mode).removeprefix("BACKUP_MODE_").lower(),
+    }
 
 
 def _not_found(named: str, vcenter_name: str, *, any_vcenter: bool) -> SendenseError:

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The restore point that one attempt writes: its row, layers and exports, the commit, and the way back.
+"""The restore point that the attempts of a job write: its row, layers and exports, the commit, the way back.
 
-Until the commit mark is set, `discard` leaves nothing of it. From then on it is complete whatever happens,
-and `record` tells the catalog, as often as it takes.
+Until the commit mark is set, `suspend` leaves it to the next attempt, and `discard` leaves nothing of it.
+From then on it is complete whatever happens, and `record` tells the catalog, as often as it takes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 import uuid
+from itertools import chain, pairwise
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -19,52 +21,105 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import point_service_pb2
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError
-from sendense_hub.catalog import cleanups, points, vcenters
+from sendense_hub.catalog import cleanups, job_plans, points, vcenters
+from sendense_hub.catalog.job_plans import Era, JobPlan
 from sendense_hub.domain import job_rules
 from sendense_hub.jobs import point_record
 from sendense_hub.jobs.board import LiveJob
 from sendense_hub.jobs.previous_points import Previous
 from sendense_hub.jobs.workshop import Workshop
-from sendense_hub.repository import LayerRef, PointDocument, PointWriter, Record, Repository
+from sendense_hub.repository import (
+    LayerRef,
+    Owner,
+    PointDocument,
+    PointWriter,
+    Record,
+    Repository,
+    delete_point,
+)
 
 log = logging.getLogger(__name__)
 
 _CONNECTIONS = 2
+# Of 16 bytes: far below what a message may have.
+_RANGES_PER_MESSAGE = 50_000
+# A child's end is heard of within a second.
+_LOOKS, _LOOK_AGAIN_S = 10, 0.1
 
 
 class NewPoint:
-    """One point of one attempt."""
+    """The point of a job, in the hands of one attempt."""
 
-    def __init__(self, workshop: Workshop, live: LiveJob) -> None:
+    def __init__(
+        self,
+        workshop: Workshop,
+        live: LiveJob,
+        earlier: point_service_pb2.RestorePoint | None,
+        kept: JobPlan | None,
+    ) -> None:
+        """Nothing happens yet.
+
+        Args:
+            workshop: of the hub.
+            live: the job.
+            earlier: the point that earlier attempts have begun.
+            kept: what they left to go on with.
+        """
         self._workshop = workshop
         self._live = live
         self._repository: Repository = workshop.repository(live.job.repository_name)
-        self._directory = ""
+        self._earlier = earlier
+        self._directory = earlier.directory if earlier is not None else ""
+        self._eras: dict[int, list[Era]] = {}
         self._writer: PointWriter | None = None
         self._layers: dict[int, LayerRef] = {}
         self._parents: dict[int, str] = {}
         self._export_names: list[str] = []
         self._document: PointDocument | None = None
         self._recorded = False
-        self.point_id = str(uuid.uuid4())
+        self.kept = kept
+        """What there is to go on with: a plan, and layers."""
+        self.stored_bytes: collections.Counter[int] = collections.Counter()
+        """By device key: data that checkpoints of this attempt cover."""
+        self.kept_bytes: dict[int, int] = {}
+        """By device key: data of earlier attempts that need not be copied again."""
+        self.point_id = earlier.point_id if earlier is not None else str(uuid.uuid4())
 
     @property
     def committed(self) -> bool:
         """Whether its commit mark is set."""
         return self._document is not None
 
+    async def adopt(self) -> bool:
+        """Whether a hub that ended just then has set the commit mark; the catalog knows it now.
+
+        Raises:
+            SendenseError: POINT_CORRUPT when it has the mark and is not whole; nothing of it is touched then.
+        """
+        if self._earlier is None:
+            return False
+        try:
+            self._document = await asyncio.to_thread(self._repository.read_document, self._directory)
+        except SendenseError as error:
+            if error.reason != Reason.REASON_POINT_INCOMPLETE:
+                raise
+            return False
+        await self.record()
+        return True
+
     async def open(
-        self, plan: agent.BackupPlan, previous: Previous, swept: list[str]
-    ) -> list[agent.DiskExport]:
-        """Makes directory, layers and exports.
+        self, plan: agent.BackupPlan, snapshot_time_us: int, previous: Previous, swept: list[str]
+    ) -> tuple[list[agent.WrittenExtents], list[agent.DiskExport]]:
+        """Makes directory, layers and exports, or goes on with those of earlier attempts.
 
         Args:
             plan: of the agent, checked.
+            snapshot_time_us: of its snapshot.
             previous: what incrementals are built on.
             swept: jobs whose dead snapshots the agent has removed, which is now known.
 
         Returns:
-            Where the agent writes.
+            What is written already, and where the agent writes.
         """
         self._parents = {
             disk.key: previous[disk.key][0].point_id
@@ -73,7 +128,16 @@ class NewPoint:
         }
         await self._begin(plan, swept)
         with telemetry.span("create layers", disks=len(plan.disks)):
-            return [await self._open_disk(disk, previous) for disk in plan.disks]
+            written = [part for disk in plan.disks for part in await self._open_layer(plan, disk, previous)]
+            gone = set(self.kept.eras if self.kept else ()) - set(self._layers)
+            for key in gone:  # a disk that the VM does not have any more
+                await self._writer_of_point().drop_layer(key)
+            # Before anything is written: which snapshot what comes now is from.
+            kept = self.kept = JobPlan(plan, snapshot_time_us, self._eras)
+            await self._workshop.catalog.run(
+                lambda connection: job_plans.keep(connection, self._live.job.job_id, kept)
+            )
+            return written, [await self._open_export(disk, previous) for disk in plan.disks]
 
     async def append(self, checkpoint: agent.Checkpoint) -> None:
         """What was written to a disk and flushed."""
@@ -83,16 +147,18 @@ class NewPoint:
                 f"the agent sent a checkpoint of disk {checkpoint.disk_key}, which has no export",
                 disk=checkpoint.disk_key,
             )
-        await self._writer.append(
-            checkpoint.disk_key,
-            [Record(each.offset_bytes, each.length_bytes, each.sha256) for each in checkpoint.records],
-        )
+        records = [Record(each.offset_bytes, each.length_bytes, each.sha256) for each in checkpoint.records]
+        await self._writer.append(checkpoint.disk_key, records)
+        self.stored_bytes[checkpoint.disk_key] += sum(each.length_bytes for each in records if each.sha256)
 
     async def commit(self, plan: agent.BackupPlan, snapshot_time_us: int) -> None:
         """Sets the commit mark when all is durable, then tells the catalog."""
         assert self._writer is not None
         with telemetry.span("commit", point=self.point_id):
             self._close_exports()
+            newest_us = await self._workshop.catalog.run(
+                lambda connection: points.newest_time_us(connection, plan.vcenter_uuid, plan.vm_instance_uuid)
+            )
             self._document = await self._writer.commit(
                 point_record.document(
                     self._live.job,
@@ -102,6 +168,7 @@ class NewPoint:
                     snapshot_time_us=snapshot_time_us,
                     layers=self._layers,
                     parents=self._parents,
+                    newest_us=newest_us,
                 )
             )
             await self.record()
@@ -125,15 +192,32 @@ class NewPoint:
         exports = self._writer.exports if self._writer is not None else ()
         return "\n".join(export.stderr_tail for export in exports if export.stderr_tail)
 
+    async def exports_ended(self) -> list[str]:
+        """Names of exports whose qemu-nbd ended by itself; the site may hear of it before us."""
+        exports = self._writer.exports if self._writer is not None else ()
+        for _ in range(_LOOKS):
+            if ended := [export.name for export in exports if export.exited]:
+                return ended
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        return []
+
+    async def suspend(self) -> None:
+        """Ends the exports; what was written stays for the next attempt. Twice is once."""
+        self._close_exports()
+        if self._writer is not None:
+            await self._writer.suspend()
+
     async def discard(self) -> None:
         """Ends the exports, and leaves nothing of a point that is not complete. Twice is once.
 
         Raises:
-            SendenseError: files or the row are left; the next start of the hub removes them.
+            SendenseError: files or the row are left; reconciliation removes them.
         """
         self._close_exports()
         if self._writer is not None:
             await self._writer.discard()
+        elif self._directory and not self.committed:
+            await delete_point(self._repository, self._directory)
         if not self.committed:
             await self._workshop.catalog.run(lambda connection: points.forget(connection, self.point_id))
 
@@ -172,17 +256,49 @@ class NewPoint:
 
         await self._workshop.catalog.run(write)
         self._writer = await PointWriter.begin(
-            self._repository, plan.vcenter_uuid, plan.vm_instance_uuid, self.point_id
+            self._repository,
+            plan.vcenter_uuid,
+            plan.vm_instance_uuid,
+            self.point_id,
+            Owner(self._workshop.catalog.hub_id, job.job_id),
         )
 
-    async def _open_disk(self, disk: agent.PlannedDisk, previous: Previous) -> agent.DiskExport:
-        job, writer = self._live.job, self._writer
-        assert writer is not None
-        parent: LayerRef | None = None
-        if disk.mode != agent.DISK_MODE_FULL:
-            point, before = previous[disk.key]
-            parent = LayerRef(point.directory, disk.key, before.layer_file, before.capacity_bytes)
-        layer = await writer.create_layer(disk.key, disk.capacity_bytes, parent)
+    def _writer_of_point(self) -> PointWriter:
+        assert self._writer is not None
+        return self._writer
+
+    async def _open_layer(
+        self, plan: agent.BackupPlan, disk: agent.PlannedDisk, previous: Previous
+    ) -> list[agent.WrittenExtents]:
+        """Makes a disk's layer, or goes on with it; what is written already."""
+        writer, parent = self._writer_of_point(), _parent(disk, previous)
+        eras = self.kept.eras.get(disk.key, []) if self.kept else []
+        layer: LayerRef | None = None
+        if disk.keeps_layer and eras:
+            layer = await writer.go_on_with_layer(disk.key, disk.capacity_bytes, parent)
+        if layer is None:
+            self.kept_bytes[disk.key] = 0
+            self._layers[disk.key] = await writer.create_layer(disk.key, disk.capacity_bytes, parent)
+            self._eras[disk.key] = [Era(plan.snapshot_moref, disk.change_id, 0)]
+            return []
+        end_byte = writer.ledger_bytes(disk.key)
+        self._layers[disk.key] = layer
+        self._eras[disk.key] = eras
+        if eras[-1].snapshot_moref != plan.snapshot_moref:
+            self._eras[disk.key] = [*eras, Era(plan.snapshot_moref, disk.change_id, end_byte)]
+        written = []
+        self.kept_bytes[disk.key] = await writer.data_bytes(disk.key)
+        for number, (first, last) in enumerate(pairwise([*(era.first_byte for era in eras), end_byte])):
+            covered = await writer.coverage(disk.key, first, last)
+            for begin in range(0, len(covered.ranges), _RANGES_PER_MESSAGE):
+                part = covered.ranges[begin : begin + _RANGES_PER_MESSAGE]
+                numbers = chain.from_iterable((start, end - start) for start, end in part)
+                written.append(agent.WrittenExtents(disk_key=disk.key, era=number, extents_bytes=numbers))
+        return written
+
+    async def _open_export(self, disk: agent.PlannedDisk, previous: Previous) -> agent.DiskExport:
+        job, writer, parent = self._live.job, self._writer_of_point(), _parent(disk, previous)
+        layer = self._layers[disk.key]
         name = job_rules.export_name(job.job_id, job.attempt, disk.key)
         digests_name = ""
         if disk.mode == agent.DISK_MODE_COMPARED:
@@ -192,13 +308,12 @@ class NewPoint:
                 await writer.open_digests(parent, digests_name, self._socket(digests_name))
             self._allow(digests_name)
         await writer.open_export(layer, name, self._socket(name), _CONNECTIONS)
-        self._layers[disk.key] = layer
         self._allow(name)
         return agent.DiskExport(
             disk_key=disk.key,
             export_name=name,
             capacity_bytes=disk.capacity_bytes,
-            write_zeroes=parent is not None,
+            write_zeroes=parent is not None or writer.ledger_bytes(disk.key) > 0,
             digests_export_name=digests_name,
         )
 
@@ -213,3 +328,11 @@ class NewPoint:
     def _close_exports(self) -> None:
         for name in self._export_names:
             self._workshop.exports.close(name)
+
+
+def _parent(disk: agent.PlannedDisk, previous: Previous) -> LayerRef | None:
+    """What a disk's layer is built on; None for a full."""
+    if disk.mode == agent.DISK_MODE_FULL:
+        return None
+    point, before = previous[disk.key]
+    return LayerRef(point.directory, disk.key, before.layer_file, before.capacity_bytes)

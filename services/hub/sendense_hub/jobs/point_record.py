@@ -36,6 +36,7 @@ def document(
     snapshot_time_us: int,
     layers: Mapping[int, LayerRef],
     parents: Mapping[int, str],
+    newest_us: int,
 ) -> PointDocument:
     """What the point's directory says about it.
 
@@ -44,9 +45,11 @@ def document(
         plan: of the agent.
         point_id: of the point.
         hub_id: of this hub.
-        snapshot_time_us: by the site's clock.
+        snapshot_time_us: when the snapshot was made, by vCenter's clock.
         layers: by disk key.
         parents: ID of the point each layer is built on, by disk key; none for fulls.
+        newest_us: when the VM's newest point was complete. This one is newer, wherever the clock was set
+            since: else the next backup, and whoever restores the newest, would take an older one.
     """
     counted = {disk.key: disk for disk in job.disks}
     disks = tuple(
@@ -77,7 +80,7 @@ def document(
         vm_name=plan.vm_name,
         vm_instance_uuid=plan.vm_instance_uuid,
         snapshot_time_us=snapshot_time_us,
-        complete_time_us=now_us(),
+        complete_time_us=max(now_us(), newest_us + 1),
         quiesce_result=plan.quiesce_result,
         disks=disks,
         unprotected_disks=unprotected(plan.skipped_disks),
@@ -92,12 +95,24 @@ def unprotected(skipped: Sequence[agent.SkippedDisk]) -> tuple[str, ...]:
 
 
 def message(
-    document: PointDocument, repository_name: str, directory: str, path: Path
+    document: PointDocument,
+    repository_name: str,
+    directory: str,
+    path: Path,
+    *,
+    missing_is_empty: bool = False,
 ) -> point_service_pb2.RestorePoint:
     """What the catalog keeps of a document. Blocks: looks at the sizes of the layers below `path`.
 
+    Args:
+        document: of the point.
+        repository_name: where it is.
+        directory: of the point, relative to the repository.
+        path: the same, absolute.
+        missing_is_empty: a layer that is missing takes no space.
+
     Raises:
-        SendenseError: POINT_CORRUPT when a layer is missing.
+        SendenseError: POINT_CORRUPT when a layer is missing otherwise.
     """
     return point_service_pb2.RestorePoint(
         point_id=document.point_id,
@@ -121,7 +136,9 @@ def message(
                 mode_reason=disk.mode_reason,
                 layer_file=disk.layer_file,
                 parent_point_id=disk.parent_point_id,
-                stored_bytes=_stored_bytes(path / disk.layer_file, document.point_id),
+                stored_bytes=_stored_bytes(
+                    path / disk.layer_file, document.point_id, missing_is_empty=missing_is_empty
+                ),
                 copied_bytes=disk.copied_bytes,
                 change_id=disk.change_id,
                 disk_object_id=disk.disk_object_id,
@@ -132,10 +149,12 @@ def message(
     )
 
 
-def _stored_bytes(layer: Path, point_id: str) -> int:
+def _stored_bytes(layer: Path, point_id: str, *, missing_is_empty: bool) -> int:
     try:
         return layer.stat().st_blocks * _BLOCK_BYTES
     except OSError as error:
+        if missing_is_empty:
+            return 0
         raise SendenseError(
             Reason.REASON_POINT_CORRUPT,
             f"the layer {layer} of point {point_id} cannot be looked at: {error.strerror}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a restarted hub makes of the jobs that ran: each is ended, truthfully, before anything starts.
+"""What becomes of jobs that should run and do not, as after a restart: each goes on or is ended, truthfully.
 
 A complete point is never thrown away: where the repository cannot be looked at, or is not mounted, the row of
 the point stays, and the next start looks again.
@@ -7,22 +7,24 @@ the point stays, and the next start looks again.
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2 as pb
-from sendense.hub.v1 import point_service_pb2
 from sendense.hub.v1.point_service_pb2 import RestorePoint
+from sendense_common.acts import Act, ActLog, Outcome
 from sendense_common.errors import SendenseError
-from sendense_hub.catalog import cleanups, jobs, points
+from sendense_hub.catalog import cleanups, job_plans, jobs, points
 from sendense_hub.catalog.cleanups import PendingCleanup
-from sendense_hub.jobs import job_changes, point_record
+from sendense_hub.domain import resuming, times
+from sendense_hub.domain.resuming import Patience
+from sendense_hub.jobs import job_changes, unsettled_points
 from sendense_hub.jobs.board import end
 from sendense_hub.jobs.workshop import Workshop
-from sendense_hub.repository import delete_point
 
 log = logging.getLogger(__name__)
 
@@ -30,94 +32,159 @@ _INTERRUPTED = (pb.JOB_STATE_RUNNING, pb.JOB_STATE_CANCELLING)
 _MANY = 10_000
 
 
-async def recover(workshop: Workshop) -> None:
-    """Ends what the last life of this hub left running, and finishes deletions that it began.
+@dataclass(frozen=True)
+class _Stop:
+    """Why nothing runs a job."""
 
-    A job whose point has its commit mark has succeeded; any other has failed, and nothing of it is kept.
-    Their snapshots are left to the sweeper.
+    reason: Reason.ValueType
+    code: str
+    """Of the warning."""
+    words: str
+    may_repeat: bool
+    """It says nothing about the job, which goes on at once, however often; else there are some tries."""
+
+    def message(self, job: pb.Job) -> str:
+        return self.words.format(job=f"job {job.job_id} of VM {job.vm_name}")
+
+    def error(self, job: pb.Job, remedy: str) -> SendenseError:
+        return SendenseError(
+            self.reason,
+            self.message(job),
+            remedy=remedy,
+            retryable=True,
+            vm=job.vm_name,
+            vcenter=job.vcenter_name,
+        )
+
+
+_RESTART = _Stop(
+    Reason.REASON_HUB_RESTARTED, "hub_restarted", "the hub was restarted while {job} ran", may_repeat=True
+)
+_LOST = _Stop(
+    Reason.REASON_INTERNAL, "job_lost", "by a defect of the hub, nothing ran {job} any more", may_repeat=False
+)
+
+
+async def recover(workshop: Workshop) -> None:
+    """Looks at what the last life of this hub left running, and finishes deletions that it began.
+
+    A job whose point has its commit mark has succeeded, and its snapshot is left to the sweeper. One that was
+    being cancelled is cancelled. Any other waits for its next attempt.
     """
-    catalog = workshop.catalog
-    for job in await catalog.run(lambda c: jobs.listed(c, states=_INTERRUPTED, limit=_MANY)):
-        point = await catalog.run(lambda c, job_id=job.job_id: points.of_job(c, job_id))  # type: ignore[misc]
-        row, trouble = (await _settle(workshop, point)) if point else (None, None)
-        await _end(workshop, job, row, trouble)
-    # Of jobs that ended while their repository could not be used.
-    writing = point_service_pb2.POINT_STATE_WRITING
-    for point in await catalog.run(lambda c: points.listed(c, state=writing, limit=_MANY)):
-        row, _ = await _settle(workshop, point)
-        if row is not None:
-            await catalog.run(lambda c, row=row: points.complete(c, row))  # type: ignore[misc]
-            log.warning("point %s of job %s is complete after all", row.point_id, row.job_id)
-    deleting = point_service_pb2.POINT_STATE_DELETING
-    for point in await catalog.run(lambda c: points.listed(c, state=deleting, limit=_MANY)):
-        try:
-            await _remove(workshop, point)
-        except SendenseError as error:
-            log.error("point %s cannot be deleted: %s", point.point_id, error)
+    for job in await workshop.catalog.run(lambda c: jobs.listed(c, states=_INTERRUPTED, limit=_MANY)):
+        await _take_up(workshop, job, _RESTART)
+    ActLog().write(await unsettled_points.finish(workshop))
+
+
+async def take_up_lost(workshop: Workshop) -> list[Act]:
+    """Looks, while the hub is up, for jobs that should run and that nothing runs; what became of each."""
+    catalog, acts = workshop.catalog, []
+    for found in await catalog.run(lambda c: jobs.listed(c, states=[pb.JOB_STATE_RUNNING], limit=_MANY)):
+        if workshop.board.runs(found.job_id):
+            continue
+        # Read once more: what ended or waits since is no longer on the board either.
+        job = await catalog.run(lambda c, job_id=found.job_id: jobs.get(c, job_id))  # type: ignore[misc]
+        if job.state == pb.JOB_STATE_RUNNING and not workshop.board.runs(job.job_id):
+            acts += await _take_up_one(workshop, job)
+    return acts
+
+
+async def _take_up_one(workshop: Workshop, job: pb.Job) -> list[Act]:
+    where, words = f"job {job.job_id}", "nothing ran it any more"
+    try:
+        if not await _take_up(workshop, job, _LOST):
+            return []
+    except Exception as error:  # what has stopped it once must not stop the round as well
+        log.exception("job %s, which nothing runs, cannot be taken up", job.job_id)
+        return [Act("lost_job", where, f"{words}, and it cannot be taken up: {error}", Outcome.FAILED)]
+    became = pb.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+    return [Act("lost_job", where, f"{words}; it is {became} now")]
+
+
+async def _take_up(workshop: Workshop, job: pb.Job, why: _Stop) -> bool:
+    """Whether it was still in the state in which it was read: an operator may cancel it meanwhile."""
+    state = job.state
+    point = await workshop.catalog.run(lambda connection: points.of_job(connection, job.job_id))
+    row, trouble = None, None
+    if point is not None:
+        row, trouble = await _settle(workshop, point, keep=job.state == pb.JOB_STATE_RUNNING)
+    damaged = trouble is not None and trouble.reason == Reason.REASON_POINT_CORRUPT
+    if row is None and state == pb.JOB_STATE_RUNNING and not damaged:
+        _wait(job, why)
+        if job.state == pb.JOB_STATE_WAITING:
+            return await workshop.catalog.run(
+                lambda connection: jobs.write(connection, job, expected=[state])
+            )
+    return await _end(workshop, job, why, row, trouble)
 
 
 async def _settle(
-    workshop: Workshop, point: RestorePoint
+    workshop: Workshop, point: RestorePoint, *, keep: bool
 ) -> tuple[RestorePoint | None, SendenseError | None]:
-    """A point that was being written: itself if it is complete; else it is removed, or trouble is told."""
+    """A point that was being written: itself if it is complete; else it is removed, or trouble is told.
+
+    Args:
+        workshop: of the hub.
+        point: as the catalog has it.
+        keep: leave what there is of one that is not complete.
+    """
     try:
-        repository = workshop.repository(point.repository_name)
-        await asyncio.to_thread(repository.space)  # an empty mount point must not look like a half point
-        try:
-            document = await asyncio.to_thread(repository.read_document, point.directory)
-        except SendenseError as error:
-            if error.reason != Reason.REASON_POINT_INCOMPLETE:
-                raise
-            await _remove(workshop, point)
-            return None, None
-        row = await asyncio.to_thread(
-            point_record.message,
-            document,
-            point.repository_name,
-            point.directory,
-            repository.point_path(point.directory),
-        )
+        row = await unsettled_points.look(workshop, point)
+        if row is None and not keep:
+            await unsettled_points.remove(workshop, point)
     except SendenseError as error:
         log.error("point %s of job %s cannot be looked at: %s", point.point_id, point.job_id, error)
         return None, error
     return row, None
 
 
-async def _remove(workshop: Workshop, point: RestorePoint) -> None:
-    await delete_point(workshop.repository(point.repository_name), point.directory)
-    await workshop.catalog.run(lambda connection: points.forget(connection, point.point_id))
-
-
 async def _end(
     workshop: Workshop,
     job: pb.Job,
+    why: _Stop,
     row: RestorePoint | None,
     trouble: SendenseError | None,
-) -> None:
-    kept = "Nothing of it was kept." if trouble is None else f"What there is of it stays: {trouble.message}."
-    restarted = SendenseError(
-        Reason.REASON_HUB_RESTARTED,
-        f"the hub was restarted while job {job.job_id} of VM {job.vm_name} ran",
-        remedy=f"{kept} Start the backup again.",
-        retryable=True,
-        vm=job.vm_name,
-        vcenter=job.vcenter_name,
-    )
+) -> bool:
+    before = job.state
     if row is not None:
         job.point_id = row.point_id
-        job_changes.warn("hub_restarted", "The hub was restarted just after the point was complete.")(job)
+        job_changes.warn(why.code, f"Its point was complete when {why.message(job)}.")(job)
         end(job, pb.JOB_STATE_SUCCEEDED)
-    elif job.state == pb.JOB_STATE_CANCELLING:
-        end(job, pb.JOB_STATE_CANCELLED, restarted)
     else:
-        end(job, pb.JOB_STATE_FAILED, restarted)
+        kept = (
+            "Nothing of it was kept." if trouble is None else f"What there is of it stays: {trouble.message}."
+        )
+        state = pb.JOB_STATE_CANCELLED if job.state == pb.JOB_STATE_CANCELLING else pb.JOB_STATE_FAILED
+        end(job, state, why.error(job, kept))
     pending = PendingCleanup(job.job_id, job.vcenter_name, job.vm_instance_uuid, job.vm_name)
 
-    def write(connection: sa.Connection) -> None:
+    def write(connection: sa.Connection) -> bool:
+        if not jobs.write(connection, job, expected=[before]):
+            return False
         if row is not None:
             points.complete(connection, row)
-        jobs.write(connection, job)
+        job_plans.forget(connection, job.job_id)
         cleanups.add(connection, pending)
+        return True
 
-    await workshop.catalog.run(write)
-    log.warning("job %s ended by the restart of the hub", job.job_id)
+    ended = await workshop.catalog.run(write)
+    log.warning("%s: it has ended", why.message(job))
+    return ended
+
+
+def _wait(job: pb.Job, why: _Stop) -> None:
+    """It goes on when its turn comes, or is left as it is when it was tried too often."""
+    failure = why.error(job, "It goes on where it was.").to_failure()
+    interruption = pb.JobInterruption(attempt=job.attempt, failure=failure, phase=job.phase)
+    interruption.time.GetCurrentTime()
+
+    def next_try_us(interruptions: Sequence[pb.JobInterruption]) -> int | None:
+        now_us = times.now_us()
+        return now_us if why.may_repeat else resuming.next_try_us(interruptions, Patience(), now_us)
+
+    # Whether the last attempt got further is not known.
+    change = job_changes.interrupt(
+        interruption, got_further=why.may_repeat, recopied={}, next_try_us=next_try_us
+    )
+    change(job)
+    log.warning("%s: it waits, or is given up", why.message(job))

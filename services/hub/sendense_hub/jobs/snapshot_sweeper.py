@@ -8,6 +8,7 @@ import logging
 from typing import NoReturn
 
 from sendense.common.v1.reason_pb2 import Reason
+from sendense_common.acts import Act, Outcome
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import Catalog, cleanups, jobs, vcenters
 from sendense_hub.catalog.cleanups import PendingCleanup
@@ -26,6 +27,7 @@ class SnapshotSweeper:
     def __init__(self, catalog: Catalog, sites: GuardedSites) -> None:
         self._catalog = catalog
         self._sites = sites
+        self._sweeping = asyncio.Lock()
 
     async def sweep(self, pending: PendingCleanup) -> None:
         """Removes the snapshot of one job, and forgets about it.
@@ -63,19 +65,26 @@ class SnapshotSweeper:
         while True:
             await asyncio.sleep(_EVERY_S)
             try:
-                await self._round()
+                await self.round()
             except Exception:
                 log.exception("clean-ups are tried again in %.0f s", _EVERY_S)
 
-    async def _round(self) -> None:
-        for pending in await self._catalog.run(cleanups.listed):
-            if await self._is_refused(pending) or await self._is_busy(pending):
-                continue
-            try:
-                await self.sweep(pending)
-                log.info("nothing is left of job %s of VM %s", pending.job_id, pending.vm_name)
-            except SendenseError as error:
-                log.warning("cleaning up after job %s: %s", pending.job_id, error)
+    async def round(self) -> list[Act]:
+        """Tries all that is pending, once; one round follows another."""
+        acts = []
+        async with self._sweeping:
+            for pending in await self._catalog.run(cleanups.listed):
+                if await self._is_refused(pending) or await self._is_busy(pending):
+                    continue
+                where = f"VM {pending.vm_name} at vCenter {pending.vcenter_name}"
+                try:
+                    await self.sweep(pending)
+                    log.info("nothing is left of job %s of VM %s", pending.job_id, pending.vm_name)
+                    acts.append(Act("clean_up", where, f"job {pending.job_id} may have left a snapshot"))
+                except SendenseError as error:
+                    log.warning("cleaning up after job %s: %s", pending.job_id, error)
+                    acts.append(Act("clean_up", where, error.message, Outcome.FAILED, error.remedy))
+        return acts
 
     async def _is_busy(self, pending: PendingCleanup) -> bool:
         """Whether a job of this VM runs or waits: it removes dead snapshots before it makes its own."""
@@ -89,5 +98,7 @@ class SnapshotSweeper:
         """Whether nothing logs in there, which is not worth a line in the log in every round."""
         known = await self._catalog.run(vcenters.listed)
         return any(
-            each.name == pending.vcenter_name and each.HasField("login_refused_time") for each in known
+            each.name == pending.vcenter_name
+            and (each.HasField("login_refused_time") or each.site_name in self._sites.revoked)
+            for each in known
         )

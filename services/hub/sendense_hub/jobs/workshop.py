@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sendense.common.v1.reason_pb2 import Reason
@@ -14,7 +14,9 @@ from sendense_hub.domain.point_locks import PointLocks
 from sendense_hub.jobs.board import Board
 from sendense_hub.jobs.exports import ExportTable
 from sendense_hub.jobs.guarded_sites import GuardedSites
-from sendense_hub.repository import Repository
+from sendense_hub.repository import AuditPolicy, PartFiles, Repository
+
+LONGEST_CHAIN = 200
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class Workshop:
     repositories: Mapping[str, Repository]
     exports_dir: Path
     """For the sockets of qemu-nbd."""
+    parts: PartFiles
+    """Of disks that are exported to files."""
+    audit: AuditPolicy = field(default_factory=AuditPolicy)
+    """How much of what did not change is read again."""
+    longest_chain: int = LONGEST_CHAIN
+    """Layers of a disk that are built on each other, at most; the next backup of it is a full."""
 
     def repository(self, name: str) -> Repository:
         """One by its name; REPOSITORY_NOT_FOUND."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing one disk of a point to a file of its own. It appears under its name only when it is whole."""
+"""Writing one disk of a point to a file of its own. It appears under its name only when it is whole.
+
+What was written is compared with the chain's ledgers before: see `output_check`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import contextlib
 import errno
 import os
 import re
-import uuid
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -18,21 +20,33 @@ from sendense_common.errors import SendenseError
 from sendense_hub.repository import durable, programs
 from sendense_hub.repository.document import PointDocument
 from sendense_hub.repository.layout import Repository
+from sendense_hub.repository.output_check import check_output
+from sendense_hub.repository.part_files import PartFiles
 from sendense_hub.repository.point_writer import check_chain
+from sendense_hub.repository.verification import disk_chain
 
 _FORMATS = {
     "raw": ["-O", "raw"],
     "qcow2": ["-O", "qcow2", "-o", "compat=1.1"],
-    "vmdk": ["-O", "vmdk", "-o", "subformat=monolithicSparse"],
+    "vmdk": ["-O", "vmdk", "-o", "subformat=streamOptimized"],
 }
 _PERCENT = re.compile(rb"\(([0-9.]+)/100%\)")
 _GRACE_S = 3.0
+# Of the time, where what was written is compared.
+_CONVERTING = 0.5
 
 
 async def export_disk(
-    repository: Repository, document: PointDocument, disk_key: int, file_format: str, output: Path
+    repository: Repository,
+    document: PointDocument,
+    disk_key: int,
+    file_format: str,
+    output: Path,
+    *,
+    run_dir: Path | None,
+    parts: PartFiles,
 ) -> AsyncGenerator[float, None]:
-    """Converts a disk to `output`, a new file; yields percents, 100 when it is whole and durable.
+    """Converts a disk to `output`, a new file; yields percents, 100 when it is whole, right and durable.
 
     Unallocated ranges stay holes. A caller that stops listening leaves nothing behind.
 
@@ -42,9 +56,13 @@ async def export_disk(
         disk_key: the disk.
         file_format: "raw", "qcow2" or "vmdk".
         output: absolute path; its directory must exist.
+        run_dir: for sockets, and for as much as the ledgers of the chain hold. None: what was written is not
+            compared with them.
+        parts: remembers what is not whole.
 
     Raises:
-        SendenseError: DISK_NOT_FOUND, OUTPUT_EXISTS, OUTPUT_UNWRITABLE, OUTPUT_FULL, POINT_CORRUPT.
+        SendenseError: DISK_NOT_FOUND, OUTPUT_EXISTS, OUTPUT_UNWRITABLE, OUTPUT_FULL; POINT_CORRUPT
+            with point, disk and offset.
     """
     document.disk(disk_key)
     try:
@@ -53,20 +71,26 @@ async def export_disk(
         raise _unwritable(output, OSError(errno.EINVAL, str(error))) from error
     if taken:
         raise _exists(output)
-    chain = await asyncio.to_thread(repository.chain, document, disk_key)
-    layer = (await check_chain(repository, chain, disk_key))[-1]
-    part = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        part.touch(mode=0o600, exist_ok=False)
-    except OSError as error:
-        raise _unwritable(output, error) from error
-    try:
+    if run_dir is None:
+        points = await asyncio.to_thread(repository.chain, document, disk_key)
+        chain, layer = None, (await check_chain(repository, points, disk_key))[-1]
+    else:
+        chain = await disk_chain(repository, document, disk_key)
+        layer = chain.layers[-1]
+    with contextlib.ExitStack() as held:
+        try:
+            part = held.enter_context(parts.beside(output))
+        except OSError as error:
+            raise _unwritable(output, error) from error
+        share = 1.0 if chain is None else _CONVERTING
         async with contextlib.aclosing(_convert(layer, part, file_format, output)) as percents:
             async for percent in percents:
-                yield percent
+                yield share * percent
+        if chain is not None and run_dir is not None:
+            async with contextlib.aclosing(check_output(chain, part, file_format, output, run_dir)) as shares:
+                async for done in shares:
+                    yield min(100 * (share + (1 - share) * done), 99.9)
         await asyncio.to_thread(_publish, part, output)
-    finally:
-        part.unlink(missing_ok=True)
     yield 100.0
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
 
 FORMAT_VERSION = 1
+# The line as it is while the digest is computed; strings of JSON hold no line ends, so there is one of it.
+_NO_DIGEST = b'\n "content_sha256": ""'
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,12 @@ class PointDocument:
         )
 
     def to_json(self) -> bytes:
-        """As it is written."""
-        values = asdict(self)
+        """As it is written, with a digest of all of it."""
+        values = {**asdict(self), "content_sha256": ""}
         values["nvram"] = base64.b64encode(self.nvram).decode()
-        return json.dumps(values, indent=1, ensure_ascii=False, sort_keys=True).encode() + b"\n"
+        text = json.dumps(values, indent=1, ensure_ascii=False, sort_keys=True).encode() + b"\n"
+        digest = hashlib.sha256(text).hexdigest().encode()
+        return text.replace(_NO_DIGEST, _NO_DIGEST.replace(b'""', b'"%b"' % digest), 1)
 
     @classmethod
     def from_json(cls, text: bytes, *, where: str) -> PointDocument:
@@ -94,7 +99,11 @@ class PointDocument:
             version = values["format_version"]
             if version != FORMAT_VERSION:
                 raise ValueError(f"format version {version}, this hub reads {FORMAT_VERSION}")
+            _check_digest(text, values.pop("content_sha256", None))
             values["disks"] = tuple(DiskDocument(**disk) for disk in values["disks"])
+            for disk in values["disks"]:
+                _check_name(disk.layer_file)
+                _check_name(disk.ledger_file)
             values["unprotected_disks"] = tuple(values["unprotected_disks"])
             values["nvram"] = base64.b64decode(values["nvram"], validate=True)
             return cls(**values)
@@ -104,3 +113,18 @@ class PointDocument:
                 f"{where} cannot be read: {error}",
                 remedy="Restore the file from a copy of the repository.",
             ) from error
+
+
+def _check_digest(text: bytes, digest: object) -> None:
+    """Points that were made before there was one have none."""
+    if digest is None:
+        return
+    written = _NO_DIGEST.replace(b'""', b'"%b"' % str(digest).encode())
+    if hashlib.sha256(text.replace(written, _NO_DIGEST, 1)).hexdigest() != digest:
+        raise ValueError("its content is not what content_sha256 says, so somebody or something changed it")
+
+
+def _check_name(name: object) -> None:
+    """A file of the point's own directory, nothing else."""
+    if not isinstance(name, str) or not name or name in {".", ".."} or "/" in name or "\0" in name:
+        raise ValueError(f"{name!r} is not a file in the same directory")

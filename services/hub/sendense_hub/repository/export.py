@@ -8,7 +8,10 @@ import collections
 import contextlib
 import functools
 import json
+import logging
 import tempfile
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +20,9 @@ from sendense_common import process
 from sendense_common.errors import SendenseError
 from sendense_common.paths import private_dir
 from sendense_hub.repository import layers, programs
+from sendense_hub.repository.layout import MARKER, PROBE
+
+log = logging.getLogger(__name__)
 
 _READY_WITHIN_S = 15.0
 _ASK_EVERY_S = 0.05
@@ -32,6 +38,14 @@ _WAYS: tuple[tuple[str, ...], ...] = (
     ("--cache=writeback", "--aio=threads"),
 )
 _PROBE_BYTES = 1024 * 1024
+_PROBE_IS_OLD_S = 3600.0
+# Of exports that are being started, run, or are being stopped.
+_sockets: set[Path] = set()
+
+
+def is_open(socket: Path) -> bool:
+    """Whether an export of this process has this socket."""
+    return socket in _sockets
 
 
 class Export:
@@ -66,6 +80,7 @@ class Export:
             await asyncio.gather(self._reading, return_exceptions=True)
         finally:
             self.socket.unlink(missing_ok=True)
+            _sockets.discard(self.socket)
 
     async def _read_stderr(self) -> None:
         assert self._child.stderr is not None
@@ -110,6 +125,13 @@ async def open_export(
     )
 
 
+async def open_copy(copy: Path, name: str, socket: Path, *, capacity_bytes: int, file_format: str) -> Export:
+    """Serves a file that is no layer, for reading: like `open_export`, and nothing is tried out beside it."""
+    private_dir(socket.parent)
+    options = [*_WAYS[-1], "--read-only", f"--shared={1 + _SPARE_CONNECTIONS}"]
+    return await _serve(copy, name, socket, capacity_bytes, options, file_format)
+
+
 async def _serve(
     layer: Path,
     name: str,
@@ -119,6 +141,7 @@ async def _serve(
     file_format: str = "qcow2",
 ) -> Export:
     socket.unlink(missing_ok=True)
+    _sockets.add(socket)
     try:
         child = await programs.start(
             [
@@ -133,6 +156,7 @@ async def _serve(
         )
     except BaseException:
         socket.unlink(missing_ok=True)  # a start that was cancelled has ended the child, not what it made
+        _sockets.discard(socket)
         raise
     export = Export(name, socket, child)
     try:
@@ -183,15 +207,25 @@ async def _way(directory: Path) -> Sequence[str]:
     """The fastest way of doing I/O that works in the file system of `directory`."""
     device = directory.stat().st_dev
     if device not in _ways():
-        _ways()[device] = await _probe(directory)
+        try:
+            _ways()[device] = await _probe(directory)
+        except (SendenseError, OSError) as error:
+            if isinstance(error, SendenseError) and error.reason == Reason.REASON_TOOL_MISSING:
+                raise
+            log.warning("what is fastest in %s cannot be tried out now: %s", directory, error)
+            return _WAYS[-1]  # a full or read-only file system can still be read
     return _ways()[device]
 
 
 async def _probe(directory: Path) -> Sequence[str]:
+    """Tries them out with a file of its own in the repository's root: a complete point gets no more files."""
+    place = next((each for each in directory.parents if (each / MARKER).exists()), directory)
+    layer = place / f"{PROBE}{uuid.uuid4()}.qcow2"
     with tempfile.TemporaryDirectory() as sockets, contextlib.ExitStack() as stack:
-        layer = directory / ".probe.qcow2"
+        for left in place.glob(f"{PROBE}*.qcow2"):  # by a hub that was killed just then
+            if time.time() - left.stat().st_mtime > _PROBE_IS_OLD_S:
+                left.unlink(missing_ok=True)
         stack.callback(layer.unlink, missing_ok=True)
-        layer.unlink(missing_ok=True)
         await layers.create(layer, _PROBE_BYTES, None)
         for way in _WAYS[:-1]:
             try:

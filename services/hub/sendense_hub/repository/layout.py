@@ -15,13 +15,20 @@ from pathlib import Path
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
 from sendense_hub.repository import durable
+from sendense_hub.repository.damage import damaged
 from sendense_hub.repository.document import PointDocument
 
 MARKER = "sendense-repository.json"
+CATALOGS = "hub-catalogs"
 DOCUMENT = "point.json"
 DELETING = "point.json.deleting"
+PROBE = ".probe-"
+"""What the names of files begin with that are there for a moment, beside the marker."""
 _FORMAT_VERSION = 1
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
+_NOT_AS_IT_WAS = frozenset(
+    {Reason.REASON_POINT_INCOMPLETE, Reason.REASON_POINT_CORRUPT, Reason.REASON_DISK_NOT_FOUND}
+)
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,15 @@ class Repository:
     def directory_of(self, vcenter_uuid: str, vm_uuid: str, point_id: str) -> str:
         """The directory of a point, relative to the repository; INVALID_REQUEST for an ID that is no name."""
         for part in (vcenter_uuid, vm_uuid, point_id):
-            if not _ID.fullmatch(part):
+            if not ID.fullmatch(part):
                 raise SendenseError(
                     Reason.REASON_INVALID_REQUEST, f"{part!r} cannot be the name of a directory"
                 )
         return f"{vcenter_uuid}/{vm_uuid}/{point_id}"
+
+    def has_mark(self, directory: str) -> bool:
+        """Whether a point's commit mark is there. Blocks."""
+        return (self.root / directory / DOCUMENT).exists()
 
     def read_document(self, directory: str) -> PointDocument:
         """What a complete point says about itself. Blocks.
@@ -99,18 +110,31 @@ class Repository:
             ) from error
         except OSError as error:
             raise unavailable(path, error) from error
-        return PointDocument.from_json(text, where=str(path))
+        try:
+            return PointDocument.from_json(text, where=str(path))
+        except SendenseError as error:
+            error.metadata["point"] = path.parent.name
+            raise
 
     def chain(self, document: PointDocument, disk_key: int) -> list[PointDocument]:
-        """The points whose layers make up one disk: from the full to `document` itself. Blocks."""
+        """The points whose layers make up one disk: from the full to `document` itself. Blocks.
+
+        Raises:
+            SendenseError: POINT_CORRUPT with point and disk when one of them is not what it was.
+        """
         points = [document]
         while parent := points[-1].disk(disk_key).parent_point_id:
             if any(parent == each.point_id for each in points):
-                raise SendenseError(
-                    Reason.REASON_POINT_CORRUPT, f"the chain of point {document.point_id} runs in a circle"
-                )
+                raise damaged(document.point_id, disk_key, "its chain runs in a circle")
             directory = self.directory_of(document.vcenter_uuid, document.vm_instance_uuid, parent)
-            points.append(self.read_document(directory))
+            try:
+                points.append(self.read_document(directory))
+                points[-1].disk(disk_key)
+            except SendenseError as error:
+                if error.reason not in _NOT_AS_IT_WAS:
+                    raise
+                words = f"disk {disk_key} of point {document.point_id} is built on it: {error.message}"
+                raise damaged(parent, None, words) from error
         return points[::-1]
 
     def layer_path(self, document: PointDocument, disk_key: int) -> Path:

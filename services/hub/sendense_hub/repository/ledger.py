@@ -8,12 +8,14 @@ replaces the ones that it overlaps.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
@@ -59,14 +61,36 @@ def check(record: Record, capacity_bytes: int) -> None:
 class LedgerWriter:
     """Appends to one ledger. Blocks: call it in a thread, one call at a time."""
 
-    def __init__(self, path: Path, capacity_bytes: int) -> None:
+    def __init__(self, path: Path, capacity_bytes: int, *, go_on: bool = False) -> None:
+        """Makes the file; or, to `go_on`, opens it and cuts off what a crash left half written.
+
+        Raises:
+            OSError: it is there already, or is not.
+        """
         self.path = path
         self._capacity_bytes = capacity_bytes
-        self._file = path.open("xb")
         self._digest = hashlib.sha256()
+        if go_on:
+            self._file: BinaryIO = path.open("r+b")
+            self._file.truncate(whole_bytes(path, capacity_bytes))
+            with path.open("rb") as written:
+                for block in iter(functools.partial(written.read, BLOCK_BYTES), b""):
+                    self._digest.update(block)
+            self._file.seek(0, os.SEEK_END)
+        else:
+            self._file = path.open("xb")
+
+    @property
+    def length_bytes(self) -> int:
+        """What it has so far."""
+        return self._file.tell()
 
     def append(self, records: Iterable[Record]) -> None:
-        """Adds records; INVALID_REQUEST, and nothing is added, when one of them cannot be."""
+        """Adds records and makes them durable: from then on a later attempt leaves out what they cover.
+
+        Raises:
+            SendenseError: INVALID_REQUEST, and nothing is added, when one of them cannot be.
+        """
         packed = bytearray()
         for record in records:
             check(record, self._capacity_bytes)
@@ -74,6 +98,7 @@ class LedgerWriter:
             packed += RECORD.pack(record.offset_bytes, record.length_bytes, kind, record.sha256)
         self._file.write(packed)
         self._digest.update(packed)
+        self.sync()
 
     def sync(self) -> tuple[int, bytes]:
         """Makes it durable; its length in bytes and its SHA-256."""
@@ -102,6 +127,27 @@ def read(path: Path) -> Iterator[Record]:
                         Reason.REASON_POINT_CORRUPT, f"{path} has a record of unknown kind {kind}"
                     )
                 yield Record(offset_bytes, length_bytes, sha256 if kind == _DATA else b"")
+
+
+def whole_bytes(path: Path, capacity_bytes: int) -> int:
+    """Length of the part of a ledger that can be believed: whole records that can be, up to the first other.
+
+    A power cut may leave a part of a record at the end, or zeroes where the file had grown already. Blocks.
+    """
+    length_bytes = 0
+    with path.open("rb") as file:
+        while data := file.read(RECORD.size * _READ_RECORDS):
+            for offset_bytes, size, kind, sha256 in RECORD.iter_unpack(
+                data[: len(data) // RECORD.size * RECORD.size]
+            ):
+                if kind not in (_ZEROES, _DATA):
+                    return length_bytes
+                try:
+                    check(Record(offset_bytes, size, sha256 if kind == _DATA else b""), capacity_bytes)
+                except SendenseError:
+                    return length_bytes
+                length_bytes += RECORD.size
+    return length_bytes
 
 
 def file_sha256(path: Path) -> str:

@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +14,16 @@ from pathlib import Path
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
 from sendense_common.paths import private_dir
-from sendense_hub.repository import durable, layers, programs
+from sendense_hub.repository import coverage, durable, layers, owner, programs, scratch, writers
+from sendense_hub.repository.committed_ledgers import committed_ledger
+from sendense_hub.repository.coverage import Coverage
+from sendense_hub.repository.damage import damaged
+from sendense_hub.repository.deletion import remove_directory
 from sendense_hub.repository.document import PointDocument
 from sendense_hub.repository.export import Export, open_export
 from sendense_hub.repository.layout import DOCUMENT, LayerRef, Repository, unavailable
-from sendense_hub.repository.ledger import LedgerWriter, Record, file_sha256
+from sendense_hub.repository.ledger import LedgerWriter, Record
+from sendense_hub.repository.owner import Owner
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ def ledger_file(disk_key: int) -> str:
 
 
 class PointWriter:
-    """A point that is being written: ends with `commit`, or with `discard`, which may come at any time."""
+    """A point that is being written; ends with `commit`, `suspend` or, at any time, `discard`."""
 
     def __init__(self, repository: Repository, directory: str) -> None:
         """Made by `begin`."""
@@ -50,16 +53,34 @@ class PointWriter:
 
     @classmethod
     async def begin(
-        cls, repository: Repository, vcenter_uuid: str, vm_uuid: str, point_id: str
+        cls,
+        repository: Repository,
+        vcenter_uuid: str,
+        vm_uuid: str,
+        point_id: str,
+        writing: Owner | None = None,
     ) -> PointWriter:
-        """Makes the point's directory.
+        """Makes the point's directory, or goes on with it: what a killed hub left aside there goes.
+
+        Args:
+            repository: where.
+            vcenter_uuid: of the VM's vCenter.
+            vm_uuid: of the VM.
+            point_id: of the point.
+            writing: who it is until the point is complete.
 
         Raises:
-            SendenseError: REPOSITORY_UNAVAILABLE, REPOSITORY_FULL.
+            SendenseError: REPOSITORY_UNAVAILABLE, REPOSITORY_FULL; INTERNAL for a point that is complete.
         """
         writer = cls(repository, repository.directory_of(vcenter_uuid, vm_uuid, point_id))
         try:
-            await asyncio.to_thread(private_dir, writer._path)
+            if await asyncio.to_thread(repository.has_mark, writer.directory):
+                raise SendenseError(
+                    Reason.REASON_INTERNAL,
+                    f"{writer._path} is a complete point, which is never written again",
+                    point=point_id,
+                )
+            await asyncio.to_thread(writer._prepare, writing)
         except OSError as error:
             raise unavailable(writer._path, error) from error
         return writer
@@ -75,19 +96,97 @@ class PointWriter:
         Raises:
             SendenseError: POINT_CORRUPT when the parent is not what it should be; REPOSITORY_FULL.
         """
-        backing = None
-        if parent is not None:
-            document = await asyncio.to_thread(self._repository.read_document, parent.directory)
-            chain = await asyncio.to_thread(self._repository.chain, document, disk_key)
-            await check_chain(self._repository, chain, disk_key)
-            backing = f"../{Path(parent.directory).name}/{parent.file}"
+        backing = await self._backing(parent, disk_key)
         file = layer_file(disk_key)
-        await layers.create(self._path / file, capacity_bytes, backing)
         try:
+            if (self._path / file).exists():
+                await self.drop_layer(disk_key)
+            await layers.create(self._path / file, capacity_bytes, backing)
             self._ledgers[disk_key] = LedgerWriter(self._path / ledger_file(disk_key), capacity_bytes)
+            await asyncio.to_thread(self._sync_new, file)
         except OSError as error:
             raise unavailable(self._path, error) from error
         return LayerRef(self.directory, disk_key, file, capacity_bytes)
+
+    async def go_on_with_layer(
+        self, disk_key: int, capacity_bytes: int, parent: LayerRef | None
+    ) -> LayerRef | None:
+        """Opens the layer and the ledger that an earlier attempt wrote; None when they cannot be used.
+
+        Whoever wrote them is proved gone first.
+
+        Args:
+            disk_key: the disk.
+            capacity_bytes: its exact size.
+            parent: what it is built on.
+
+        Raises:
+            SendenseError: POINT_CORRUPT when the parent is not what it should be; EXPORT_FAILED when the old
+                writer does not end.
+        """
+        path = self._path / layer_file(disk_key)
+        if not path.exists():
+            return None
+        await writers.end_others(path)
+        backing = await self._backing(parent, disk_key)
+        try:
+            wrong = await asyncio.to_thread(
+                layers.check_header, path, capacity_bytes=capacity_bytes, backing=backing or ""
+            )
+            if wrong or not await layers.mend(path):
+                log.warning("the layer %s cannot be gone on with, its disk is copied anew: %s", path, wrong)
+                return None
+            ledger = await asyncio.to_thread(
+                LedgerWriter, self._path / ledger_file(disk_key), capacity_bytes, go_on=True
+            )
+            if not ledger.length_bytes:  # then the layer may hold anything, and there is nothing to gain
+                ledger.close()
+                return None
+            self._ledgers[disk_key] = ledger
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unavailable(self._path, error) from error
+        except SendenseError as error:
+            if error.reason != Reason.REASON_POINT_CORRUPT:
+                raise
+            log.warning("an earlier attempt's layer cannot be used: %s", error)
+            return None
+        return LayerRef(self.directory, disk_key, path.name, capacity_bytes)
+
+    async def drop_layer(self, disk_key: int) -> None:
+        """Removes what an earlier attempt wrote of a disk that there is no more."""
+        path = self._path / layer_file(disk_key)
+        await writers.end_others(path)
+        try:
+            await asyncio.to_thread(self._remove_layer, disk_key)
+        except OSError as error:
+            raise unavailable(path, error) from error
+
+    async def data_bytes(self, disk_key: int) -> int:
+        """Data that an earlier attempt's ledger speaks of."""
+        path = self._path / ledger_file(disk_key)
+        if not path.exists():
+            return 0
+        return (await asyncio.to_thread(coverage.of_ledger, path, 0, path.stat().st_size)).data_bytes
+
+    def ledger_bytes(self, disk_key: int) -> int:
+        """How long a disk's ledger is."""
+        return self._ledgers[disk_key].length_bytes
+
+    async def coverage(self, disk_key: int, first_byte: int, end_byte: int) -> Coverage:
+        """What the records between two positions of a disk's ledger cover."""
+        path = self._path / ledger_file(disk_key)
+        return await asyncio.to_thread(coverage.of_ledger, path, first_byte, end_byte)
+
+    async def _backing(self, parent: LayerRef | None, disk_key: int) -> str | None:
+        """Path of a parent's layer as headers have it, when its chain is whole."""
+        if parent is None:
+            return None
+        document = await asyncio.to_thread(self._repository.read_document, parent.directory)
+        chain = await asyncio.to_thread(self._repository.chain, document, disk_key)
+        await check_chain(self._repository, chain, disk_key)
+        return f"../{Path(parent.directory).name}/{parent.file}"
 
     async def open_digests(
         self, parent: LayerRef, export_name: str, socket: Path, connections: int = 1
@@ -166,6 +265,13 @@ class PointWriter:
         self._committed = True
         return committed
 
+    async def suspend(self) -> None:
+        """Ends the exports, and leaves layers and ledgers to a later attempt. Twice is once."""
+        await self._stop_exports()
+        self._close_ledgers()
+        for path in self._digests:
+            path.unlink(missing_ok=True)
+
     async def discard(self) -> None:
         """Leaves nothing of the point, unless it was committed. Twice is once.
 
@@ -173,23 +279,40 @@ class PointWriter:
             SendenseError: REPOSITORY_UNAVAILABLE; files may be left.
         """
         await self._stop_exports()
-        try:
-            for ledger in self._ledgers.values():
-                ledger.close()
-        except OSError:
-            log.warning("a ledger in %s could not be closed; it is removed now", self._path)
+        self._close_ledgers()
         if not self._committed:
             try:
                 await asyncio.to_thread(remove_directory, self._path, self._repository.root)
             except OSError as error:
                 raise unavailable(self._path, error) from error
 
+    def _prepare(self, writing: Owner | None) -> None:
+        private_dir(self._path)
+        scratch.remove(self._path)
+        if writing is not None:
+            owner.write(self._path, writing)
+
+    def _close_ledgers(self) -> None:
+        for ledger in self._ledgers.values():
+            try:
+                ledger.close()
+            except OSError:
+                log.warning("the ledger %s could not be closed", ledger.path)
+
+    def _remove_layer(self, disk_key: int) -> None:
+        """Of an attempt that is not gone on with."""
+        for name in (layer_file(disk_key), ledger_file(disk_key)):
+            (self._path / name).unlink(missing_ok=True)
+
+    def _sync_new(self, file: str) -> None:
+        """A checkpoint must not speak of a layer that a power cut takes away."""
+        durable.sync_file(self._path / file)
+        durable.sync_dirs(self._path, up_to=self._repository.root)
+
     async def _stop_exports(self) -> None:
         await asyncio.gather(*(export.stop() for export in self._exports))
 
     def _write(self, document: PointDocument) -> PointDocument:
-        for path in self._digests:
-            path.unlink()
         disks = []
         for disk in document.disks:
             durable.sync_file(self._path / disk.layer_file)
@@ -197,6 +320,9 @@ class PointWriter:
             length_bytes, digest = ledger.sync()
             ledger.close()
             disks.append(dataclasses.replace(disk, ledger_bytes=length_bytes, ledger_sha256=digest.hex()))
+        # Before the mark: a complete point holds nothing else, and until then the catalog knows whose it is.
+        scratch.remove(self._path)
+        owner.remove(self._path)
         durable.sync_dirs(self._path, up_to=self._repository.root)
         committed = dataclasses.replace(document, disks=tuple(disks))
         durable.write_file(self._path / DOCUMENT, committed.to_json())
@@ -251,26 +377,6 @@ async def write_digests(
     return int(facts["file_bytes"])
 
 
-def committed_ledger(directory: Path, point: PointDocument, disk_key: int) -> Path:
-    """A ledger, if it is the one that was committed; POINT_CORRUPT. Blocks."""
-    disk = point.disk(disk_key)
-    path = directory / disk.ledger_file
-    try:
-        same = path.stat().st_size == disk.ledger_bytes and file_sha256(path) == disk.ledger_sha256
-    except FileNotFoundError:
-        same = False
-    if not same:
-        raise SendenseError(
-            Reason.REASON_POINT_CORRUPT,
-            f"disk {disk_key} of point {point.point_id} is damaged: "
-            f"its ledger {path} is not the one that was committed",
-            remedy="Restore the file from a copy of the repository, or make a new full.",
-            point=point.point_id,
-            disk=disk_key,
-        )
-    return path
-
-
 async def check_chain(repository: Repository, chain: Sequence[PointDocument], disk_key: int) -> list[Path]:
     """Compares every header of a chain with the documents; returns the layers, the full first.
 
@@ -282,27 +388,11 @@ async def check_chain(repository: Repository, chain: Sequence[PointDocument], di
     for point in chain:
         disk = point.disk(disk_key)
         path = repository.layer_path(point, disk_key)
-        await layers.check_header(path, capacity_bytes=disk.capacity_bytes, backing=backing)
+        wrong = await asyncio.to_thread(
+            layers.check_header, path, capacity_bytes=disk.capacity_bytes, backing=backing
+        )
+        if wrong:
+            raise damaged(point.point_id, disk_key, wrong)
         paths.append(path)
         backing = f"../{point.point_id}/{disk.layer_file}"
     return paths
-
-
-def remove_directory(path: Path, root: Path) -> None:
-    """Removes a point's directory, and those above it that it leaves empty. Blocks; OSError when it stays.
-
-    The commit mark goes first: a crash in between never leaves a mark without the files it speaks of.
-    """
-    if path.exists():
-        with contextlib.suppress(FileNotFoundError):
-            (path / DOCUMENT).unlink()
-            durable.sync_file(path)
-        shutil.rmtree(path)
-    for parent in (path.parent, path.parent.parent):
-        if parent == root:
-            return
-        try:
-            parent.rmdir()
-        except OSError:  # not empty, or gone: then there is nothing to tidy above it either
-            break
-    durable.sync_dirs(next(each for each in path.parents if each.exists()), up_to=root)

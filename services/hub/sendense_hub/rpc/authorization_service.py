@@ -12,6 +12,7 @@ import grpc
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import authorization_service_pb2 as pb
 from sendense.hub.v1.authorization_service_pb2_grpc import AuthorizationServiceServicer
+from sendense_common import audit_log
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import Catalog, sites
 from sendense_hub.jobs.exports import ExportTable
@@ -43,6 +44,25 @@ class AuthorizationService(AuthorizationServiceServicer):
         if socket is None:
             raise SendenseError(Reason.REASON_TUNNEL_REFUSED, f"site {site!r} may not open it now", site=site)
         return pb.AuthorizeResponse(socket_path=str(socket))
+
+    async def ReportRefusal(
+        self, request: pb.ReportRefusalRequest, context: _Context
+    ) -> pb.ReportRefusalResponse:
+        """See the contract."""
+        who = f"agent:{request.agent_id}" if request.agent_id else f"unproven:{request.claimed_agent_id}"
+        facts: dict[str, Any] = {"left_out": request.left_out_count} if request.left_out_count else {}
+        await audit_log.record(
+            "tunnel.refuse",
+            subject=request.target,
+            outcome="refused",
+            actor=who,
+            fingerprint=request.fingerprint,
+            address=request.address,
+            request=request.request,
+            cause=request.cause,
+            **facts,
+        )
+        return pb.ReportRefusalResponse()
 
     async def WatchRevocations(
         self, request: pb.WatchRevocationsRequest, context: _Context

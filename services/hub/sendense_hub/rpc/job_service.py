@@ -11,6 +11,7 @@ import grpc
 from sendense.hub.v1 import job_pb2
 from sendense.hub.v1 import job_service_pb2 as pb
 from sendense.hub.v1.job_service_pb2_grpc import JobServiceServicer
+from sendense_common import audit_log
 from sendense_common.errors import invalid
 from sendense_hub.catalog import Catalog, jobs, spans
 from sendense_hub.jobs.board import Board
@@ -57,7 +58,9 @@ class JobService(JobServiceServicer):
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: _Context) -> pb.CancelJobResponse:
         """See the contract."""
-        return pb.CancelJobResponse(job=await self._board.cancel(checks.text("job_id", request.job_id)))
+        job = await self._board.cancel(checks.text("job_id", request.job_id))
+        await audit_log.record("job.cancel", subject=job.job_id, vm=job.vm_name)
+        return pb.CancelJobResponse(job=job)
 
     async def GetJobTrace(self, request: pb.GetJobTraceRequest, context: _Context) -> pb.GetJobTraceResponse:
         """See the contract."""

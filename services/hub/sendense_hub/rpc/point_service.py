@@ -14,9 +14,10 @@ import grpc
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import point_service_pb2 as pb
 from sendense.hub.v1.point_service_pb2_grpc import PointServiceServicer
-from sendense_common import telemetry
+from sendense_common import audit_log, telemetry
 from sendense_common.errors import SendenseError, invalid
 from sendense_hub.catalog import points
+from sendense_hub.jobs.point_health import remember_damage, remember_right
 from sendense_hub.jobs.workshop import Workshop
 from sendense_hub.repository import PointDocument, Repository, delete_point, export_disk, verify_point
 from sendense_hub.rpc import checks
@@ -62,7 +63,10 @@ class PointService(PointServiceServicer):
         self, request: pb.VerifyPointRequest, context: _Context
     ) -> AsyncIterator[pb.VerifyPointResponse]:
         """See the contract."""
-        async with self._reading(request.point_id) as (repository, document):
+        async with (
+            self._reading(request.point_id) as (repository, document),
+            audit_log.recorded("point.verify", subject=document.point_id),
+        ):
             with telemetry.span("verify point", point=document.point_id):
                 digests, report = [], pb.VerifyPointResponse()
                 run_dir = self._workshop.exports_dir
@@ -74,6 +78,7 @@ class PointService(PointServiceServicer):
                             disk_key=now.disk_key, read_bytes=now.read_bytes, total_bytes=now.total_bytes
                         )
                         yield report
+            await remember_right(self._workshop, document.point_id)
             yield pb.VerifyPointResponse(
                 disk_key=report.disk_key,
                 read_bytes=report.total_bytes,
@@ -89,16 +94,31 @@ class PointService(PointServiceServicer):
         if request.format not in _FORMATS:
             raise invalid("format", "must be RAW, QCOW2 or VMDK")
         output = self._output(request.output_path)
-        async with self._reading(request.point_id) as (repository, document):
+        facts: dict[str, Any] = {"disk": request.disk_key, "output": str(output)}
+        async with (
+            self._reading(request.point_id) as (repository, document),
+            audit_log.recorded("point.export", subject=document.point_id, **facts),
+        ):
             with telemetry.span("export disk", point=document.point_id, disk=request.disk_key):
                 percents = export_disk(
-                    repository, document, request.disk_key, _FORMATS[request.format], output
+                    repository,
+                    document,
+                    request.disk_key,
+                    _FORMATS[request.format],
+                    output,
+                    run_dir=None if request.skip_verification else self._workshop.exports_dir,
+                    parts=self._workshop.parts,
                 )
                 async with contextlib.aclosing(percents):
                     async for percent in percents:
                         if percent < 100:
                             yield pb.ExportDiskResponse(percent=percent)
-            yield pb.ExportDiskResponse(percent=100, done=True, file_bytes=output.stat().st_size)
+            yield pb.ExportDiskResponse(
+                percent=100,
+                done=True,
+                file_bytes=output.stat().st_size,
+                verified=not request.skip_verification,
+            )
 
     async def DeletePoint(self, request: pb.DeletePointRequest, context: _Context) -> pb.DeletePointResponse:
         """See the contract."""
@@ -120,15 +140,18 @@ class PointService(PointServiceServicer):
             point = await self._get(point.point_id)
             if point.dependant_point_ids:
                 dependants = ", ".join(point.dependant_point_ids)
+                count = len(point.dependant_point_ids)
+                points_are = "1 point is" if count == 1 else f"{count} points are"
                 raise SendenseError(
                     Reason.REASON_POINT_HAS_DEPENDANTS,
-                    f"{len(point.dependant_point_ids)} points are built on {point.point_id}: {dependants}",
+                    f"{points_are} built on {point.point_id}: {dependants}",
                     remedy="Delete those first, the newest before the oldest.",
                     point=point.point_id,
                     dependants=dependants,
                 )
 
             await asyncio.to_thread(repository.space)  # not mounted: then nothing is marked either
+            await audit_log.record("point.delete", subject=point.point_id, vm=point.vm_name)
             await catalog.run(lambda connection: points.set_deleting(connection, point.point_id))
             freed_bytes = await delete_point(repository, point.directory)
             await catalog.run(lambda connection: points.forget(connection, point.point_id))
@@ -169,4 +192,9 @@ class PointService(PointServiceServicer):
         repository = self._workshop.repository(point.repository_name)
         # What is built upon cannot be deleted, so the point itself is all that needs a lock.
         with self._workshop.locks.reading([point.point_id]):
-            yield repository, await asyncio.to_thread(repository.read_document, point.directory)
+            await asyncio.to_thread(repository.space)  # an empty mount point is no damage
+            try:
+                yield repository, await asyncio.to_thread(repository.read_document, point.directory)
+            except SendenseError as error:
+                await remember_damage(self._workshop, point, error)
+                raise

@@ -14,10 +14,16 @@ from sendense.hub.v1.system_service_pb2_grpc import SystemServiceServicer
 from sendense_common import rpc
 from sendense_common.errors import SendenseError
 from sendense_common.paths import CredentialsPaths, HubPaths
-from sendense_hub.catalog import cleanups, jobs, sites, vcenters
+from sendense_hub.catalog import cleanups, jobs, sites, vcenters, verifications
+from sendense_hub.clients.sites import protocol_of
+from sendense_hub.domain.invitations import OPEN, PENDING, SPENT
 from sendense_hub.domain.job_rules import ACTIVE
+from sendense_hub.jobs.audit_watch import AuditWatch
+from sendense_hub.jobs.enrolment import Enrolment
+from sendense_hub.jobs.reconciliation import Reconciler
 from sendense_hub.jobs.workshop import Workshop
 from sendense_hub.repository import programs
+from sendense_hub.rpc.door import Door
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _TOOLS = {
@@ -29,16 +35,30 @@ _TOOLS = {
 _LITTLE_SPACE = 0.1
 _OLD_SNAPSHOT = "snapshot_old"
 _MANY = 10_000
+_SHOWN = 8
 _ANSWER_WITHIN_S = 2.0
 
 
 class SystemService(SystemServiceServicer):
     """What the hub says about itself."""
 
-    def __init__(self, workshop: Workshop, paths: HubPaths, credentials: CredentialsPaths) -> None:
+    def __init__(
+        self,
+        workshop: Workshop,
+        reconciler: Reconciler,
+        enrolment: Enrolment,
+        watch: AuditWatch,
+        paths: HubPaths,
+        credentials: CredentialsPaths,
+        door: Door,
+    ) -> None:
         self._workshop = workshop
+        self._watch = watch
+        self._reconciler = reconciler
+        self._enrolment = enrolment
         self._paths = paths
         self._credentials = credentials
+        self._door = door
 
     async def ListRepositories(
         self, request: pb.ListRepositoriesRequest, context: _Context
@@ -59,13 +79,22 @@ class SystemService(SystemServiceServicer):
         """See the contract."""
         checks = [await _tool(name, package) for name, package in _TOOLS.items()]
         checks.append(await self._credentials_answer())
-        checks.append(self._listener())
+        checks += self._listener()
+        checks += await self._door.checks()
         checks += [self._space(name) for name in sorted(self._workshop.repositories)]
         checks += await self._sites()
+        checks += await self._invitations()
         checks += await self._logins()
         checks.append(await self._leftovers())
+        checks += await self._audit_logs()
         checks.append(await self._old_snapshots())
+        checks.append(await self._damaged_points())
         return pb.DiagnoseResponse(checks=checks)
+
+    async def Reconcile(self, request: pb.ReconcileRequest, context: _Context) -> pb.ReconcileResponse:
+        """See the contract."""
+        # A caller that hangs up leaves nothing half done, or unlocked while it goes on.
+        return pb.ReconcileResponse(acts=await asyncio.shield(self._reconciler.by_hand()))
 
     async def _credentials_answer(self) -> pb.Check:
         try:
@@ -76,14 +105,18 @@ class SystemService(SystemServiceServicer):
             return _check("credentials", pb.CHECK_STATUS_ERROR, error.message, "Start it, or read its log.")
         return _check("credentials", pb.CHECK_STATUS_OK, f"answers at {self._credentials.hub_socket}")
 
-    def _listener(self) -> pb.Check:
+    def _listener(self) -> list[pb.Check]:
         try:
             endpoint = self._paths.endpoint_file.read_text().strip()
+            limits = self._paths.ssh_limits_file.read_text().strip()
         except FileNotFoundError:
-            return _check(
-                "ssh.listener", pb.CHECK_STATUS_ERROR, "no agent can connect", "Read the hub's log."
-            )
-        return _check("ssh.listener", pb.CHECK_STATUS_OK, f"agents dial {endpoint}")
+            return [
+                _check("ssh.listener", pb.CHECK_STATUS_ERROR, "no agent can connect", "Read the hub's log.")
+            ]
+        return [
+            _check("ssh.listener", pb.CHECK_STATUS_OK, f"agents dial {endpoint}"),
+            _check("ssh.limits", pb.CHECK_STATUS_OK, limits),
+        ]
 
     def _space(self, name: str) -> pb.Check:
         repository = self._workshop.repositories[name]
@@ -104,6 +137,12 @@ class SystemService(SystemServiceServicer):
         checks = []
         for site, agent in zip(listed, found, strict=True):
             what = f"site.{site.name}"
+            if site.HasField("revoke_time"):
+                moment = site.revoke_time.ToDatetime().strftime("%Y-%m-%d %H:%M UTC")
+                checks.append(
+                    _check(what, pb.CHECK_STATUS_OK, f"was revoked on {moment}: nothing is done there")
+                )
+                continue
             if agent is None:
                 checks.append(
                     _check(
@@ -114,6 +153,11 @@ class SystemService(SystemServiceServicer):
                     )
                 )
                 continue
+            try:
+                protocol_of(agent, site.name)
+            except SendenseError as error:
+                checks.append(_check(what, pb.CHECK_STATUS_ERROR, error.message, error.remedy))
+                continue
             checks.append(_check(what, pb.CHECK_STATUS_OK, f"agent {agent.version} is connected"))
             checks += [
                 _check(f"{what}.{tool}", pb.CHECK_STATUS_ERROR, "is not installed there", f"Install {tool}.")
@@ -121,6 +165,22 @@ class SystemService(SystemServiceServicer):
                 if not version
             ]
         return checks
+
+    async def _invitations(self) -> list[pb.Check]:
+        """Which sites wait to be let in, and which were not."""
+        made = []
+        for each in await self._enrolment.listed():
+            what = f"invitation.{each.site}"
+            if each.state == PENDING:
+                words = "an agent shows keys, and waits for approval"
+                remedy = f"Compare fingerprints: `sendense agent approve {each.site}`."
+                made.append(_check(what, pb.CHECK_STATUS_WARNING, words, remedy))
+            elif each.state == OPEN:
+                made.append(_check(what, pb.CHECK_STATUS_OK, "nobody has used its code yet"))
+            elif each.state == SPENT:
+                remedy = f"If the site is to be let in: `sendense agent invite {each.site}`."
+                made.append(_check(what, pb.CHECK_STATUS_WARNING, f"useless: {each.why}", remedy))
+        return made
 
     async def _logins(self) -> list[pb.Check]:
         """Which vCenters have refused a password, so that nothing logs in there any more."""
@@ -154,6 +214,21 @@ class SystemService(SystemServiceServicer):
             "The hub goes on trying; it needs the site connected and the password right.",
         )
 
+    async def _audit_logs(self) -> list[pb.Check]:
+        """Those that cannot be written, and those that are not the ones that were seen before."""
+        found = await self._watch.problems()
+        if not found:
+            return [_check("audit_logs", pb.CHECK_STATUS_OK, "are written, and go on where they were seen")]
+        return [
+            _check(
+                f"audit_logs.{name}",
+                pb.CHECK_STATUS_ERROR,
+                words,
+                "`sendense audit verify` looks at all of it; docs/audit.md says what to do.",
+            )
+            for name, words in sorted(found.items())
+        ]
+
     async def _old_snapshots(self) -> pb.Check:
         """What agents warned of when a snapshot reached half of the age at which it goes."""
         name = "snapshots.age"
@@ -169,6 +244,21 @@ class SystemService(SystemServiceServicer):
             "running jobs have old ones: "
             + ", ".join(f"{job.vm_name} (job {job.job_id[:8]})" for job in old),
             "It grows until the job ends, and goes at its maximum age: see `sendense job show`.",
+        )
+
+    async def _damaged_points(self) -> pb.Check:
+        """What verifications, exports and backups have found."""
+        found = await self._workshop.catalog.run(verifications.damaged)
+        if not found:
+            return _check("points", pb.CHECK_STATUS_OK, "none is known to be damaged")
+        shown = ", ".join(point_id[:8] for point_id in found[:_SHOWN])
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        return _check(
+            "points",
+            pb.CHECK_STATUS_ERROR,
+            f"damaged: {shown}{more}",
+            "`sendense point show` says what is wrong. Restore the files from a copy of the repository and "
+            "verify the point, or delete it; the next backup of its disks is a full.",
         )
 
 

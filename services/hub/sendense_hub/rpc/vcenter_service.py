@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import vcenter_service_pb2 as pb
 from sendense.hub.v1.vcenter_service_pb2_grpc import VcenterServiceServicer
+from sendense_common import audit_log
 from sendense_common.errors import SendenseError, invalid
 from sendense_hub.catalog import jobs, points, sites, vcenters
 from sendense_hub.domain.job_rules import ACTIVE
@@ -37,23 +38,36 @@ class VcenterService(VcenterServiceServicer):
         """See the contract."""
         vcenter = request.vcenter
         checks.name("vcenter.name", vcenter.name)
-        checks.text("vcenter.host", vcenter.host)
         checks.text("vcenter.credential_id", vcenter.credential_id)
-        vcenter.port = vcenter.port or _HTTPS
-        if not 1 <= vcenter.port <= 65535:
-            raise invalid("vcenter.port", "must be 1 to 65535")
-        _check_trust(vcenter)
+        _check_endpoint(vcenter)
 
         def add(connection: sa.Connection) -> pb.Vcenter:
-            known = [site.name for site in sites.listed(connection)]
+            known = [site.name for site in sites.listed(connection) if not site.HasField("revoke_time")]
             if not vcenter.site_name:
                 if len(known) != 1:
                     raise invalid("vcenter.site_name", f"is required: there are {len(known)} sites")
                 vcenter.site_name = known[0]
             sites.get(connection, vcenter.site_name)
-            return vcenters.add(connection, vcenter)
+            added = vcenters.add(connection, vcenter)
+            audit_log.record_blocking("vcenter.add", subject=vcenter.name, **_facts(vcenter))
+            return added
 
         return pb.AddVcenterResponse(vcenter=await self._workshop.catalog.run(add))
+
+    async def ChangeVcenter(
+        self, request: pb.ChangeVcenterRequest, context: _Context
+    ) -> pb.ChangeVcenterResponse:
+        """See the contract."""
+        vcenter = request.vcenter
+        checks.text("vcenter.name", vcenter.name)
+        _check_endpoint(vcenter)
+
+        def change(connection: sa.Connection) -> pb.Vcenter:
+            changed = vcenters.change(connection, vcenter)
+            audit_log.record_blocking("vcenter.change", subject=vcenter.name, **_facts(changed))
+            return changed
+
+        return pb.ChangeVcenterResponse(vcenter=await self._workshop.catalog.run(change))
 
     async def ListVcenters(
         self, request: pb.ListVcentersRequest, context: _Context
@@ -64,11 +78,28 @@ class VcenterService(VcenterServiceServicer):
     async def TestVcenter(self, request: pb.TestVcenterRequest, context: _Context) -> pb.TestVcenterResponse:
         """See the contract."""
         vcenter = await self._get(request.name)
-        found = await self._workshop.sites.test_vcenter(vcenter)
+        async with audit_log.recorded("vcenter.test", subject=vcenter.name, host=vcenter.host):
+            found = await self._workshop.sites.test_vcenter(vcenter)
         await self._workshop.catalog.run(
             lambda connection: vcenters.set_identity(connection, vcenter.name, found.vcenter_uuid)
         )
-        return pb.TestVcenterResponse(instance_uuid=found.vcenter_uuid, full_name=found.full_name)
+        missing = [f"{each.privilege} on {each.where}" for each in found.missing_privileges]
+        if any(each.everywhere for each in found.missing_privileges):
+            raise SendenseError(
+                Reason.REASON_VCENTER_NO_PERMISSION,
+                f"the login at vCenter {vcenter.name} works, but the user lacks what backups need: "
+                f"{', '.join(missing)}",
+                remedy="Give the user these privileges, in a role of its own, on the folders with the VMs "
+                "and on their datastores.",
+                vcenter=vcenter.name,
+                privileges=", ".join(each.privilege for each in found.missing_privileges),
+            )
+        return pb.TestVcenterResponse(
+            instance_uuid=found.vcenter_uuid,
+            full_name=found.full_name,
+            certificate_sha256=found.certificate_sha256,
+            missing_privileges=missing,
+        )
 
     async def RemoveVcenter(
         self, request: pb.RemoveVcenterRequest, context: _Context
@@ -86,6 +117,7 @@ class VcenterService(VcenterServiceServicer):
                     remedy="Wait for them, or cancel them.",
                     vcenter=vcenter.name,
                 )
+            audit_log.record_blocking("vcenter.remove", subject=vcenter.name, **_facts(vcenter))
             return vcenters.remove(connection, vcenter.name)
 
         checks.text("name", request.name)
@@ -101,12 +133,16 @@ class VcenterService(VcenterServiceServicer):
             wanted = [await self._get(request.vcenter_name)]
         else:
             wanted = await catalog.run(vcenters.listed)
-        for vcenter in wanted:
-            await self._intake.refresh(vcenter)
+        failures = await self._refresh(wanted)
+        if failures and len(wanted) == 1:
+            raise failures[wanted[0].name]
         newest = await catalog.run(points.newest_by_machine)
         answer = pb.ListVirtualMachinesResponse()
+        for name, error in sorted(failures.items()):
+            answer.failures.add(vcenter_name=name, failure=error.to_failure())
+        listed = {each.name for each in wanted} - set(failures)
         for vcenter in await catalog.run(vcenters.listed):
-            if vcenter.name not in {each.name for each in wanted}:
+            if vcenter.name not in listed:
                 continue
             name = vcenter.name
             machines = await catalog.run(lambda connection, name=name: vcenters.machines(connection, name))  # type: ignore[misc]
@@ -134,6 +170,17 @@ class VcenterService(VcenterServiceServicer):
                     last_point_time=to_timestamp(moment_us),
                 )
         return answer
+
+    async def _refresh(self, wanted: list[pb.Vcenter]) -> dict[str, SendenseError]:
+        """Reads all of them at once; which ones could not be read, and why."""
+        answers = await asyncio.gather(*map(self._intake.refresh, wanted), return_exceptions=True)
+        failures: dict[str, SendenseError] = {}
+        for vcenter, answer in zip(wanted, answers, strict=True):
+            if isinstance(answer, SendenseError):
+                failures[vcenter.name] = answer
+            elif isinstance(answer, BaseException):
+                raise answer
+        return failures
 
     async def CheckVirtualMachine(
         self, request: pb.CheckVirtualMachineRequest, context: _Context
@@ -167,7 +214,9 @@ class VcenterService(VcenterServiceServicer):
         self, request: pb.NotePasswordChangeRequest, context: _Context
     ) -> pb.NotePasswordChangeResponse:
         """See the contract."""
-        await self._workshop.sites.lift(checks.text("name", request.name))
+        vcenter = await self._get(request.name)  # first: what is not there fills no log
+        await audit_log.record("vcenter.unblock", subject=vcenter.name)
+        await self._workshop.sites.lift(vcenter.name)
         return pb.NotePasswordChangeResponse()
 
     async def _get(self, name: str) -> pb.Vcenter:
@@ -175,7 +224,23 @@ class VcenterService(VcenterServiceServicer):
         return await self._workshop.catalog.run(lambda connection: vcenters.get(connection, name))
 
 
-def _check_trust(vcenter: pb.Vcenter) -> None:
+def _facts(vcenter: pb.Vcenter) -> dict[str, Any]:
+    """For the audit log."""
+    trust = vcenter.certificate_sha256.hex() or "ca"
+    return {
+        "address": f"{vcenter.host}:{vcenter.port}",
+        "site": vcenter.site_name,
+        "credential_id": vcenter.credential_id,
+        "trust": trust,
+    }
+
+
+def _check_endpoint(vcenter: pb.Vcenter) -> None:
+    """Of a vCenter that is added or changed; a port that is not given becomes HTTPS's."""
+    checks.text("vcenter.host", vcenter.host)
+    vcenter.port = vcenter.port or _HTTPS
+    if not 1 <= vcenter.port <= 65535:
+        raise invalid("vcenter.port", "must be 1 to 65535")
     match vcenter.WhichOneof("trust"):
         case "ca_pem":
             try:

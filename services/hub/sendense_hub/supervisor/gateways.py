@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
@@ -11,17 +12,19 @@ from collections.abc import Sequence
 
 from sendense_common.paths import HubPaths
 from sendense_hub.gateway import handover
+from sendense_hub.gateway.limits import Limits
 from sendense_hub.supervisor import child
 
 log = logging.getLogger(__name__)
 
 _STOP_GRACE_S = 5.0
+_LOOK_AGAIN_S = 0.2
 
 
 class Gateways:
     """Running gateways."""
 
-    def __init__(self, paths: HubPaths) -> None:
+    def __init__(self, paths: HubPaths, limits: Limits) -> None:
         self._command = [
             sys.executable,
             "-m",
@@ -30,6 +33,11 @@ class Gateways:
             str(paths.state),
             "--run",
             str(paths.run),
+            f"--channels-per-connection={limits.channels_per_connection}",
+            f"--connections-per-agent={limits.connections_per_agent}",
+            f"--logins={limits.logins}",
+            f"--logins-per-address={limits.logins_per_address}",
+            f"--login-seconds={limits.login_timeout_s}",
         ]
         self._ends: list[handover.SupervisorEnd] = []
         self._changed = asyncio.Event()
@@ -71,5 +79,8 @@ class Gateways:
         return [end for end in self._ends if end.ready]
 
     async def _change(self) -> None:
+        """Returns when a gateway said something, or soon: one that was full says nothing when it is not."""
         self._changed.clear()
-        await self._changed.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_AGAIN_S):
+                await self._changed.wait()

@@ -10,11 +10,13 @@ from typing import NoReturn
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
+from sendense_hub.gateway import handover
 from sendense_hub.supervisor.gateways import Gateways
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 256
+# A queue that is full drops agents' connections too, and they come back after seconds only.
+_BACKLOG = 4096
 _PAUSE_S = 0.5
 
 
@@ -39,13 +41,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def accept(listening: socket.socket, gateways: Gateways) -> NoReturn:
     """Accepts connections and hands each to the gateway with the fewest."""
-    loop = asyncio.get_running_loop()
     while True:
         try:
-            sock, _ = await loop.sock_accept(listening)
+            # Not `loop.sock_accept`: cancelled at the wrong moment, it loses what it has accepted.
+            sock, _ = listening.accept()
+        except BlockingIOError:
+            await handover.readable(listening)
+            continue
         except OSError as error:  # no descriptors left, say
             log.warning("accepting a connection: %s", error)
             await asyncio.sleep(_PAUSE_S)
             continue
         with sock:
             await gateways.hand_over(sock)
+        await asyncio.sleep(0)  # a thousand that come at once must not keep everything else waiting

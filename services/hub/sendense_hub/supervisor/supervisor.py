@@ -13,7 +13,7 @@ import contextlib
 import fcntl
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sendense.common.v1.reason_pb2 import Reason
@@ -21,6 +21,7 @@ from sendense_common import rpc
 from sendense_common.errors import SendenseError
 from sendense_common.paths import HubPaths, private_dir
 from sendense_common.tunnel import ensure_key
+from sendense_hub.gateway.limits import Limits
 from sendense_hub.supervisor import child, listener
 from sendense_hub.supervisor.gateways import Gateways
 
@@ -39,10 +40,12 @@ class SupervisorConfig:
     """Address agents dial."""
     listen_port: int = 0
     """0 takes a free one; see `paths.endpoint_file`."""
+    limits: Limits = field(default_factory=Limits)
+    """Of each gateway; also in `paths.ssh_limits_file`, for whoever asks what they are."""
     gateway_count: int = 2
     """Processes that serve SSH; more spread disks over more cores."""
-    api_ready_within_s: float = 30.0
-    """Then the start has failed."""
+    api_ready_within_s: float = 60.0
+    """Then the start has failed. An API that ends, of a supervisor that was killed, is waited for."""
     api_stop_grace_s: float = 30.0
     """For the API to cancel and clean up what runs."""
 
@@ -60,11 +63,12 @@ async def supervise(config: SupervisorConfig, stopping: asyncio.Event) -> None:
     with contextlib.ExitStack() as held:
         held.enter_context(_locked(paths.state))
         ensure_key(paths.host_key_file, "sendense-hub")
+        paths.ssh_limits_file.write_text(config.limits.in_words(config.gateway_count) + "\n")
         paths.endpoint_file.unlink(missing_ok=True)  # a hub that was killed has left it
         listening = held.enter_context(listener.listen(config.listen_host, config.listen_port))
         host, port = listening.getsockname()[:2]
 
-        gateways = Gateways(paths)
+        gateways = Gateways(paths, config.limits)
         stop_api, stop_gateways = asyncio.Event(), asyncio.Event()
         failure: SendenseError | None = None
         async with asyncio.TaskGroup() as tasks:

@@ -55,10 +55,10 @@ async def tracking_reset(stand: Stand) -> None:
     await stand.back_up("--mode", "full")
 
     def reset() -> None:
-        vsphere.track(stand.machine, on=False)
-        vsphere.track(stand.machine, on=True)
-        stun = vsphere.wait(stand.machine.CreateSnapshot_Task("accept", "stuns the VM", False, False))
-        vsphere.wait(stun.RemoveSnapshot_Task(False, True))
+        for on in (False, True):
+            vsphere.track(stand.machine, on=on)
+            stun = vsphere.wait(stand.machine.CreateSnapshot_Task("accept", "stuns the VM", False, False))
+            vsphere.wait(stun.RemoveSnapshot_Task(False, True))
 
     await stand.see(reset)
     job = await stand.back_up()

@@ -29,12 +29,14 @@ def while_up(run: Path) -> list[str]:
 
 
 def in_repository(repository: Path, point_ids: set[str]) -> list[str]:
-    """Files that are no part of the named points."""
+    """Files that are no part of the named points, nor copies of the catalog."""
     known = {repository / "sendense-repository.json"}
     return [
         f"file {path}"
         for path in _files(repository)
-        if path not in known and not (path.parent.name in point_ids and path.suffix in _POINT_FILES)
+        if path not in known
+        and path.relative_to(repository).parts[0] != "hub-catalogs"
+        and not (path.parent.name in point_ids and path.suffix in _POINT_FILES)
     ]
 
 

@@ -43,6 +43,8 @@ class AreaSettings:
     """Whether the datastore can tell used areas ("*")."""
     used_areas_whole: bool = False
     """Whether it tells of a whole disk that it is in use, in one extent."""
+    areas_left_out: int = 0
+    """Of the last extents of each answer, so many are not told of: it looks right, and is not."""
     areas_wrong: str = ""
     """A name in `WRONG`; empty: nothing is wrong."""
 
@@ -95,6 +97,8 @@ def page(
     if len(found) > settings.areas_per_page:
         found = found[: settings.areas_per_page]
         end = sum(found[-1])
+    if settings.areas_left_out:
+        found = found[: -settings.areas_left_out]
     answer = start_bytes, end - start_bytes, found
     if settings.areas_wrong:
         answer = WRONG[settings.areas_wrong](answer)

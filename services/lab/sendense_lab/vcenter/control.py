@@ -32,7 +32,17 @@ _OF_DATACENTER = (
     "consolidation_seconds",
     "shared_disks_refuse_snapshots",
 )
-_OF_VCENTER = ("lock_after", "missing_privileges", "session_calls", "session_idle_seconds", "read_seconds")
+_OF_VCENTER = (
+    "lock_after",
+    "tells_locked",
+    "password_expired",
+    "missing_privileges",
+    "missing_privileges_on",
+    "session_calls",
+    "session_idle_seconds",
+    "read_seconds",
+    "login_seconds",
+)
 SETTINGS = (
     *(each.name for each in dataclasses.fields(AreaSettings)),
     *_OF_DATACENTER,
@@ -48,6 +58,8 @@ class Commands:
     def __init__(self, vcenter: Vcenter) -> None:
         self._vcenter = vcenter
         vcenter.events.play = lambda event: self(event.command, event.arguments)
+        self.show_certificate: Callable[[str], None] = _no_certificates
+        """Of the web server, if there is one."""
         self.play_on: Callable[[], dict[str, Any] | None] = lambda: None
         """Of the scenario, if there is one."""
 
@@ -112,6 +124,7 @@ class Commands:
 
     def counters(self) -> dict[str, int]:
         """How often things happened, and "sessions" that are open."""
+        self._vcenter.expire_silent()
         return {**self._vcenter.counters, "sessions": len(self._vcenter.sessions)}
 
     def inject_fault(self, **planned: Any) -> None:
@@ -174,18 +187,30 @@ class Commands:
         self._vcenter.password = password
         self._vcenter.unlock()
 
+    def set_certificate(self, kind: str) -> None:
+        """What new connections see: "good", or one of KINDS in certificates.py."""
+        self.show_certificate(kind)
+
+    def unlock_account(self) -> None:
+        """An administrator unlocks the account."""
+        self._vcenter.unlock()
+
     def expire_sessions(self) -> None:
         """All sessions end, as after half an hour of silence."""
         self._vcenter.sessions.clear()
 
-    def remove_snapshots(self, vm: str) -> None:
-        """An administrator removes all snapshots of a VM."""
-        for snapshot in reversed(self._machine(vm).snapshots):
+    def remove_snapshots(self, vm: str, by_task: bool = False) -> None:
+        """An administrator removes all snapshots of a VM, at once or by a task (see `delay_task`)."""
+        snapshots = self._machine(vm).snapshots
+        if by_task:
+            snapshots[0].RemoveSnapshot_Task(None, True, True)
+            return
+        for snapshot in reversed(snapshots):
             snapshot.merge()
 
-    def take_snapshot(self, vm: str, name: str) -> str:
+    def take_snapshot(self, vm: str, name: str, description: str = "") -> str:
         """An administrator takes a snapshot."""
-        return str(self._machine(vm)._take(name, "", quiesce=False)._moId)  # noqa: SLF001
+        return str(self._machine(vm)._take(name, description, quiesce=False)._moId)  # noqa: SLF001
 
     def reset_tracking(self, vm: str, disk: int = 0) -> None:
         """Change tracking of one disk, or all, begins anew with other IDs, as after a crash of the host."""
@@ -261,6 +286,10 @@ class Commands:
             if vm in {machine.shown_name, machine.moid, machine.instance_uuid}:
                 return machine
         raise ValueError(f"there is no VM {vm}")
+
+
+def _no_certificates(kind: str) -> None:
+    raise ValueError(f"nothing shows a certificate here, nor a {kind} one")
 
 
 COMMANDS = {

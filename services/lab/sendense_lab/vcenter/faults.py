@@ -6,8 +6,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-FOLDER_FAULTS = ("401", "500", "drop")
-"""What reading files can fail with; "drop" ends the connection half way."""
+FOLDER_FAULTS = ("401", "500", "drop", "whole")
+"""What reading files can fail with; "drop" ends the connection half way; "whole" answers 200 with the whole
+file, whatever range was asked for, as a proxy does that drops the header."""
 
 
 @dataclass
@@ -18,7 +19,7 @@ class PlannedFault:
     """Method of the API ("CreateSnapshot_Task": the call fails), "task CreateSnapshot_Task" (the call gives
     a task, which fails), or "GET /folder"."""
     fault: str
-    """Type ("vim.fault.TaskInProgress"); for "GET /folder": "401", "500", "drop"."""
+    """Type ("vim.fault.TaskInProgress"); for "GET /folder": one of FOLDER_FAULTS."""
     message: str = ""
     at_call: int = 1
     """Number of the call, from the order on, that is the first to fail."""

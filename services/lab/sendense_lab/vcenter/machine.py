@@ -318,7 +318,7 @@ class Machine(ManagedObject):
                 self._change_device(change)
             if spec.changeTrackingEnabled is not None:
                 self.tracking = spec.changeTrackingEnabled
-                if not self.tracking:
+                if not self.tracking and self.power != "poweredOn":
                     for disk in self.disks:
                         disk.tracking_id = ""
             self.registry.changed()

@@ -25,6 +25,7 @@ from sendense_lab.vcenter.soap import RELEASES, fault, make, now, parse_request,
 log = logging.getLogger(__name__)
 
 _WITHOUT_LOGIN = {"RetrieveServiceContent", "Login"}
+_LOCKED = "User account is locked. Please contact your administrator."
 _LOGIN_FAILED = "Cannot complete login due to an incorrect user name or password."
 
 
@@ -68,16 +69,24 @@ class Vcenter:
         self.sessions: dict[str, Any] = {}
         self.lock_after: int | None = 5
         """Wrong passwords in a row until the account is locked, as with single sign-on; None: never."""
+        self.tells_locked = False
+        """Whether a login to a locked account is told so; else it looks like a wrong password."""
+        self.password_expired = False
+        """Whether right passwords are refused as expired."""
         self.session_calls = 0
         """A session ends after so many calls of the API; 0: never."""
         self.session_idle_seconds = 0.0
         """A session ends when it was silent for so long; 0: never."""
         self.read_seconds = 0.0
         """So long waits each request for a datastore's file."""
+        self.login_seconds = 0.0
+        """So long waits each login until it is answered, right or wrong."""
         self._used: dict[str, tuple[int, float]] = {}
         """By session: calls so far, and when the last one was."""
         self.missing_privileges: list[str] = []
         """What the user may not do, as far as he asks; calls are not refused for it."""
+        self.missing_privileges_on: dict[str, list[str]] = {}
+        """The same, by name of a VM or datastore."""
         self.counters: collections.Counter[str] = collections.Counter()
         self._wrong_in_a_row = 0
         self._counting = threading.Lock()
@@ -89,6 +98,14 @@ class Vcenter:
         """Adds to a counter."""
         with self._counting:
             self.counters[what] += by
+
+    def expire_silent(self) -> None:
+        """Ends the sessions that were silent for too long, as a vCenter does by itself."""
+        if self.session_idle_seconds > 0:
+            for session, (_, last_s) in list(self._used.items()):
+                if time.monotonic() - last_s > self.session_idle_seconds:
+                    self.sessions.pop(session, None)
+                    self._used.pop(session, None)
 
     def knows(self, session: str) -> bool:
         """Whether a session cookie is good."""
@@ -114,6 +131,8 @@ class Vcenter:
             moid = reference._moId  # noqa: SLF001
             public = method in _WITHOUT_LOGIN or (method == "Fetch" and moid == "ServiceInstance")
             self.events.happen(method)
+            if method == "Login":
+                time.sleep(self.login_seconds)  # alone: what others ask goes on meanwhile
             if not public and not self.use(caller.session):
                 raise vim.fault.NotAuthenticated(
                     object=reference, privilegeId="System.View", msg="The session is not authenticated."
@@ -192,7 +211,10 @@ class Vcenter:
         if locked or (username, password) != (self.username, self.password):
             self._wrong_in_a_row += 1
             self.count("logins refused")
-            raise vim.fault.InvalidLogin(msg=_LOGIN_FAILED)
+            raise vim.fault.InvalidLogin(msg=_LOCKED if locked and self.tells_locked else _LOGIN_FAILED)
+        if self.password_expired:
+            self.count("logins refused")
+            raise vim.fault.PasswordExpired(msg="The password of the user has expired.")
         self._wrong_in_a_row = 0
         key = str(uuid.uuid4())
         self.sessions[key] = vim.UserSession(
@@ -204,6 +226,7 @@ class Vcenter:
             locale="en",
             messageLocale="en",
         )
+        self._used[key] = 0, time.monotonic()
         return key
 
     def unlock(self) -> None:
@@ -308,4 +331,21 @@ class _AuthorizationManager(ManagedObject):
         self._vcenter = vcenter
 
     def HasPrivilegeOnEntity(self, caller: Caller, entity: Any, sessionId: str, privId: Any) -> Any:
-        return [each not in self._vcenter.missing_privileges for each in privId]
+        item = self.registry.find(entity)
+        name = getattr(item, "shown_name", "") or item.properties.get("name", "")
+        there = self._vcenter.missing_privileges_on.get(name, [])
+        return [each not in (*self._vcenter.missing_privileges, *there) for each in privId]
+
+    def HasPrivilegeOnEntities(self, caller: Caller, entity: Any, sessionId: str, privId: Any) -> Any:
+        return [
+            vim.AuthorizationManager.EntityPrivilege(
+                entity=each,
+                privAvailability=[
+                    vim.AuthorizationManager.PrivilegeAvailability(privId=name, isGranted=has)
+                    for name, has in zip(
+                        privId, self.HasPrivilegeOnEntity(caller, each, sessionId, privId), strict=True
+                    )
+                ],
+            )
+            for each in entity
+        ]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,9 @@ class Snapshot(ManagedObject):
         self.description = description or ""
         self._disks = [disk for disk in machine.disks if disk.in_snapshots]
         for disk in self._disks:
-            # Tracking begins when a running VM is stunned, as now.
+            # Tracking begins, and ends, when a running VM is stunned, as now.
+            if not machine.tracking:
+                disk.tracking_id = ""
             if machine.tracking and (disk.tracking_id or machine.power == "poweredOn"):
                 files = disk.files
                 disk.tracking_id = disk.tracking_id or str(uuid.uuid4())
@@ -53,6 +56,7 @@ class Snapshot(ManagedObject):
             name=name,
             description=self.description,
             id=number,
+            createTime=datetime.datetime.now(datetime.UTC),
             state=machine.power,
             quiesced=quiesced,
             replaySupported=False,

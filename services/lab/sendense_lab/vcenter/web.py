@@ -80,7 +80,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif planned and planned.fault == "500":
             self._reply(500)
         elif path := self._file(url):
-            self._send(path, drop=planned is not None and planned.fault == "drop")
+            self._send(path, planned.fault if planned else "")
         else:
             self._reply(404)
 
@@ -93,10 +93,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = (files / urllib.parse.unquote(url.path.removeprefix("/folder/"))).resolve()
         return path if path.is_relative_to(files) and path.is_file() else None
 
-    def _send(self, path: Path, *, drop: bool) -> None:
+    def _send(self, path: Path, fault: str) -> None:
         size = path.stat().st_size
-        start, end, status = 0, size, 200
-        if (asked := _range(self.headers.get("Range", ""), size)) is not None:
+        start, end, status, drop = 0, size, 200, fault == "drop"
+        wanted = "" if fault == "whole" else self.headers.get("Range", "")
+        if (asked := _range(wanted, size)) is not None:
             start, end = asked
             status = 206
             if start >= end:
@@ -170,11 +171,15 @@ class WebServer(http.server.ThreadingHTTPServer):
     def __init__(self, vcenter: Vcenter, host: str, port: int, certificate: Path, key: Path) -> None:
         """Listens; port 0 takes a free one."""
         super().__init__((host, port), type("Handler", (_Handler,), {"vcenter": vcenter}))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        self.socket: socket.socket = context.wrap_socket(
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.show(certificate, key)
+        self.socket: socket.socket = self._context.wrap_socket(
             self.socket, server_side=True, do_handshake_on_connect=False
         )
+
+    def show(self, certificate: Path, key: Path) -> None:
+        """New connections see this certificate."""
+        self._context.load_cert_chain(certificate, key)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is no news."""

@@ -24,9 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from sendense.agent.v1 import backup_pb2 as sendense_dot_agent_dot_v1_dot_backup__pb2
 from sendense.agent.v1 import vcenter_access_pb2 as sendense_dot_agent_dot_v1_dot_vcenter__access__pb2
+from sendense.common.v1 import act_pb2 as sendense_dot_common_dot_v1_dot_act__pb2
+from sendense.common.v1 import role_pb2 as sendense_dot_common_dot_v1_dot_role__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sendense/agent/v1/agent_service.proto\x12\x11sendense.agent.v1\x1a\x1esendense/agent/v1/backup.proto\x1a&sendense/agent/v1/vcenter_access.proto\"\x11\n\x0fGetAgentRequest\"\xb3\x01\n\x10GetAgentResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12=\n\x05tools\x18\x03 \x03(\x0b\x32..sendense.agent.v1.GetAgentResponse.ToolsEntry\x12\x0f\n\x07job_ids\x18\x04 \x03(\t\x1a,\n\nToolsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x1aListVirtualMachinesRequest\x12\x31\n\x07vcenter\x18\x01 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\"\xd5\x01\n\x0eVirtualMachine\x12\x15\n\rinstance_uuid\x18\x01 \x01(\t\x12\r\n\x05moref\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x66older\x18\x04 \x01(\t\x12\x13\n\x0bpower_state\x18\x05 \x01(\t\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\r\n\x05guest\x18\x07 \x01(\t\x12\x1e\n\x16\x63hanged_block_tracking\x18\x08 \x01(\x08\x12-\n\x05\x64isks\x18\t \x03(\x0b\x32\x1e.sendense.agent.v1.VirtualDisk\"\x8d\x01\n\x0bVirtualDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x16\n\x0e\x64isk_object_id\x18\x04 \x01(\t\x12\x14\n\x0c\x62\x61\x63king_uuid\x18\x05 \x01(\t\x12\x1c\n\x14unprotectable_reason\x18\x06 \x01(\t\"p\n\x1bListVirtualMachinesResponse\x12\x14\n\x0cvcenter_uuid\x18\x01 \x01(\t\x12;\n\x10virtual_machines\x18\x02 \x03(\x0b\x32!.sendense.agent.v1.VirtualMachine\"G\n\x12TestVcenterRequest\x12\x31\n\x07vcenter\x18\x01 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\"Z\n\x13TestVcenterResponse\x12\x14\n\x0cvcenter_uuid\x18\x01 \x01(\t\x12\x11\n\tfull_name\x18\x02 \x01(\t\x12\x1a\n\x12\x63\x65rtificate_sha256\x18\x03 \x01(\x0c\"\x8f\x01\n\x17\x43leanUpSnapshotsRequest\x12\x31\n\x07vcenter\x18\x01 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\x12\x0e\n\x06hub_id\x18\x02 \x01(\t\x12\x31\n\tsnapshots\x18\x03 \x03(\x0b\x32\x1e.sendense.agent.v1.JobSnapshot\"3\n\x18\x43leanUpSnapshotsResponse\x12\x17\n\x0f\x63leaned_job_ids\x18\x01 \x03(\t\"\x8a\x01\n\x1a\x43heckVirtualMachineRequest\x12\x31\n\x07vcenter\x18\x01 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\x12\x18\n\x10vm_instance_uuid\x18\x02 \x01(\t\x12\x0f\n\x07vm_name\x18\x03 \x01(\t\x12\x0e\n\x06hub_id\x18\x04 \x01(\t\"R\n\x1b\x43heckVirtualMachineResponse\x12\x33\n\x08\x66indings\x18\x01 \x03(\x0b\x32!.sendense.agent.v1.MachineFinding\"n\n\x0eMachineFinding\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x08severity\x18\x02 \x01(\x0e\x32\x1b.sendense.agent.v1.Severity\x12\x0f\n\x07\x66inding\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t*_\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSEVERITY_OK\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03\x32\xf8\x04\n\x0c\x41gentService\x12S\n\x08GetAgent\x12\".sendense.agent.v1.GetAgentRequest\x1a#.sendense.agent.v1.GetAgentResponse\x12v\n\x13ListVirtualMachines\x12-.sendense.agent.v1.ListVirtualMachinesRequest\x1a..sendense.agent.v1.ListVirtualMachinesResponse0\x01\x12\\\n\x0bTestVcenter\x12%.sendense.agent.v1.TestVcenterRequest\x1a&.sendense.agent.v1.TestVcenterResponse\x12t\n\x13\x43heckVirtualMachine\x12-.sendense.agent.v1.CheckVirtualMachineRequest\x1a..sendense.agent.v1.CheckVirtualMachineResponse\x12Z\n\tRunBackup\x12#.sendense.agent.v1.RunBackupRequest\x1a$.sendense.agent.v1.RunBackupResponse(\x01\x30\x01\x12k\n\x10\x43leanUpSnapshots\x12*.sendense.agent.v1.CleanUpSnapshotsRequest\x1a+.sendense.agent.v1.CleanUpSnapshotsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sendense/agent/v1/agent_service.proto\x12\x11sendense.agent.v1\x1a\x1esendense/agent/v1/backup.proto\x1a&sendense/agent/v1/vcenter_access.proto\x1a\x1csendense/common/v1/act.proto\x1a\x1dsendense/common/v1/role.proto\"\x11\n\x0fGetAgentRequest\"\xe5\x01\n\x10GetAgentResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12=\n\x05tools\x18\x03 \x03(\x0b\x32..sendense.agent.v1.GetAgentResponse.ToolsEntry\x12\x0f\n\x07job_ids\x18\x04 \x03(\t\x12\x17\n\x0foldest_protocol\x18\x05 \x01(\x05\x12\x17\n\x0fnewest_protocol\x18\x06 \x01(\x05\x1a,\n\nToolsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x1aListVirtualMachinesRequest\x12\x31\n\x07vcenter\x18\x01 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\"\xd5\x01\n\x0eVirtualMachine\x12\x15\n\rinstance_uuid\x18\x01 \x01(\t\x12\r\n\x05moref\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x66older\x18\x04 \x01(\t\x12\x13\n\x0bpower_state\x18\x05 \x01(\t\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\r\n\x05guest\x18\x07 \x01(\t\x12\x1e\n\x16\x63hanged_block_tracking\x18\x08 \x01(\x08\x12-\n\x05\x64isks\x18\t \x03(\x0b\x32\x1e.sendense.agent.v1.VirtualDisk\"\x8d\x01\n\x0bVirtualDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x16\n\x0e\x64isk_object_id\x18\x04 \x01(\t\x12\x14\n\x0c\x62\x61\x63king_uuid\x18\x05 \x01(\t\x12\x1c\n\x14unprotectable_reason\x18\x06 \x01(\t\"p\n\x1bListVirtualMachinesResponse\x12\x14\n\x0cvcenter_uuid\x18\x01 \x01(\t\x12;\n\x10virtual_machines\x18\x02 \x03(\x0b\x32!.sendense.agent.v1.VirtualMachine\"G\n\x12TestVcenterRequest\x12\x31\n\x07vcenter\x18\x01 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\"\x9b\x01\n\x13TestVcenterResponse\x12\x14\n\x0cvcenter_uuid\x18\x01 \x01(\t\x12\x11\n\tfull_name\x18\x02 \x01(\t\x12\x1a\n\x12\x63\x65rtificate_sha256\x18\x03 \x01(\x0c\x12?\n\x12missing_privileges\x18\x04 \x03(\x0b\x32#.sendense.agent.v1.MissingPrivilege\"H\n\x10MissingPrivilege\x12\x11\n\tprivilege\x18\x01 \x01(\t\x12\r\n\x05where\x18\x02 \x01(\t\x12\x12\n\neverywhere\x18\x03 \x01(\x08\"\x8f\x01\n\x17\x43leanUpSnapshotsRequest\x12\x31\n\x07vcenter\x18\x01 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\x12\x0e\n\x06hub_id\x18\x02 \x01(\t\x12\x31\n\tsnapshots\x18\x03 \x03(\x0b\x32\x1e.sendense.agent.v1.JobSnapshot\"3\n\x18\x43leanUpSnapshotsResponse\x12\x17\n\x0f\x63leaned_job_ids\x18\x01 \x03(\t\"\x9c\x01\n\x1aResetChangeTrackingRequest\x12\x31\n\x07vcenter\x18\x01 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\x12\x18\n\x10vm_instance_uuid\x18\x02 \x01(\t\x12\x0f\n\x07vm_name\x18\x03 \x01(\t\x12\x0e\n\x06hub_id\x18\x04 \x01(\t\x12\x10\n\x08reset_id\x18\x05 \x01(\t\"\x1d\n\x1bResetChangeTrackingResponse\"\x8a\x01\n\x1a\x43heckVirtualMachineRequest\x12\x31\n\x07vcenter\x18\x01 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\x12\x18\n\x10vm_instance_uuid\x18\x02 \x01(\t\x12\x0f\n\x07vm_name\x18\x03 \x01(\t\x12\x0e\n\x06hub_id\x18\x04 \x01(\t\"R\n\x1b\x43heckVirtualMachineResponse\x12\x33\n\x08\x66indings\x18\x01 \x03(\x0b\x32!.sendense.agent.v1.MachineFinding\"n\n\x0eMachineFinding\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x08severity\x18\x02 \x01(\x0e\x32\x1b.sendense.agent.v1.Severity\x12\x0f\n\x07\x66inding\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"Y\n\x14\x46indSnapshotsRequest\x12\x31\n\x07vcenter\x18\x01 \x01(\x0b\x32 .sendense.agent.v1.VcenterAccess\x12\x0e\n\x06hub_id\x18\x02 \x01(\t\"L\n\x15\x46indSnapshotsResponse\x12\x33\n\tsnapshots\x18\x01 \x03(\x0b\x32 .sendense.agent.v1.FoundSnapshot\"b\n\rFoundSnapshot\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x18\n\x10vm_instance_uuid\x18\x02 \x01(\t\x12\x0f\n\x07vm_name\x18\x03 \x01(\t\x12\x16\n\x0esnapshot_moref\x18\x04 \x01(\t\"\x12\n\x10ReconcileRequest\":\n\x11ReconcileResponse\x12%\n\x04\x61\x63ts\x18\x01 \x03(\x0b\x32\x17.sendense.common.v1.Act*_\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSEVERITY_OK\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03\x32\xe0\x07\n\x0c\x41gentService\x12Y\n\x08GetAgent\x12\".sendense.agent.v1.GetAgentRequest\x1a#.sendense.agent.v1.GetAgentResponse\"\x04\xa0\xb8\x19\x04\x12|\n\x13ListVirtualMachines\x12-.sendense.agent.v1.ListVirtualMachinesRequest\x1a..sendense.agent.v1.ListVirtualMachinesResponse\"\x04\xa0\xb8\x19\x04\x30\x01\x12\x62\n\x0bTestVcenter\x12%.sendense.agent.v1.TestVcenterRequest\x1a&.sendense.agent.v1.TestVcenterResponse\"\x04\xa0\xb8\x19\x04\x12z\n\x13\x43heckVirtualMachine\x12-.sendense.agent.v1.CheckVirtualMachineRequest\x1a..sendense.agent.v1.CheckVirtualMachineResponse\"\x04\xa0\xb8\x19\x04\x12`\n\tRunBackup\x12#.sendense.agent.v1.RunBackupRequest\x1a$.sendense.agent.v1.RunBackupResponse\"\x04\xa0\xb8\x19\x04(\x01\x30\x01\x12q\n\x10\x43leanUpSnapshots\x12*.sendense.agent.v1.CleanUpSnapshotsRequest\x1a+.sendense.agent.v1.CleanUpSnapshotsResponse\"\x04\xa0\xb8\x19\x04\x12z\n\x13ResetChangeTracking\x12-.sendense.agent.v1.ResetChangeTrackingRequest\x1a..sendense.agent.v1.ResetChangeTrackingResponse\"\x04\xa0\xb8\x19\x04\x12h\n\rFindSnapshots\x12\'.sendense.agent.v1.FindSnapshotsRequest\x1a(.sendense.agent.v1.FindSnapshotsResponse\"\x04\xa0\xb8\x19\x04\x12\\\n\tReconcile\x12#.sendense.agent.v1.ReconcileRequest\x1a$.sendense.agent.v1.ReconcileResponse\"\x04\xa0\xb8\x19\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,36 +37,70 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETAGENTRESPONSE_TOOLSENTRY']._loaded_options = None
   _globals['_GETAGENTRESPONSE_TOOLSENTRY']._serialized_options = b'8\001'
-  _globals['_SEVERITY']._serialized_start=1589
-  _globals['_SEVERITY']._serialized_end=1684
-  _globals['_GETAGENTREQUEST']._serialized_start=132
-  _globals['_GETAGENTREQUEST']._serialized_end=149
-  _globals['_GETAGENTRESPONSE']._serialized_start=152
-  _globals['_GETAGENTRESPONSE']._serialized_end=331
-  _globals['_GETAGENTRESPONSE_TOOLSENTRY']._serialized_start=287
-  _globals['_GETAGENTRESPONSE_TOOLSENTRY']._serialized_end=331
-  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_start=333
-  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_end=412
-  _globals['_VIRTUALMACHINE']._serialized_start=415
-  _globals['_VIRTUALMACHINE']._serialized_end=628
-  _globals['_VIRTUALDISK']._serialized_start=631
-  _globals['_VIRTUALDISK']._serialized_end=772
-  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_start=774
-  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_end=886
-  _globals['_TESTVCENTERREQUEST']._serialized_start=888
-  _globals['_TESTVCENTERREQUEST']._serialized_end=959
-  _globals['_TESTVCENTERRESPONSE']._serialized_start=961
-  _globals['_TESTVCENTERRESPONSE']._serialized_end=1051
-  _globals['_CLEANUPSNAPSHOTSREQUEST']._serialized_start=1054
-  _globals['_CLEANUPSNAPSHOTSREQUEST']._serialized_end=1197
-  _globals['_CLEANUPSNAPSHOTSRESPONSE']._serialized_start=1199
-  _globals['_CLEANUPSNAPSHOTSRESPONSE']._serialized_end=1250
-  _globals['_CHECKVIRTUALMACHINEREQUEST']._serialized_start=1253
-  _globals['_CHECKVIRTUALMACHINEREQUEST']._serialized_end=1391
-  _globals['_CHECKVIRTUALMACHINERESPONSE']._serialized_start=1393
-  _globals['_CHECKVIRTUALMACHINERESPONSE']._serialized_end=1475
-  _globals['_MACHINEFINDING']._serialized_start=1477
-  _globals['_MACHINEFINDING']._serialized_end=1587
-  _globals['_AGENTSERVICE']._serialized_start=1687
-  _globals['_AGENTSERVICE']._serialized_end=2319
+  _globals['_AGENTSERVICE'].methods_by_name['GetAgent']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['GetAgent']._serialized_options = b'\240\270\031\004'
+  _globals['_AGENTSERVICE'].methods_by_name['ListVirtualMachines']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['ListVirtualMachines']._serialized_options = b'\240\270\031\004'
+  _globals['_AGENTSERVICE'].methods_by_name['TestVcenter']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['TestVcenter']._serialized_options = b'\240\270\031\004'
+  _globals['_AGENTSERVICE'].methods_by_name['CheckVirtualMachine']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['CheckVirtualMachine']._serialized_options = b'\240\270\031\004'
+  _globals['_AGENTSERVICE'].methods_by_name['RunBackup']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['RunBackup']._serialized_options = b'\240\270\031\004'
+  _globals['_AGENTSERVICE'].methods_by_name['CleanUpSnapshots']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['CleanUpSnapshots']._serialized_options = b'\240\270\031\004'
+  _globals['_AGENTSERVICE'].methods_by_name['ResetChangeTracking']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['ResetChangeTracking']._serialized_options = b'\240\270\031\004'
+  _globals['_AGENTSERVICE'].methods_by_name['FindSnapshots']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['FindSnapshots']._serialized_options = b'\240\270\031\004'
+  _globals['_AGENTSERVICE'].methods_by_name['Reconcile']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['Reconcile']._serialized_options = b'\240\270\031\004'
+  _globals['_SEVERITY']._serialized_start=2379
+  _globals['_SEVERITY']._serialized_end=2474
+  _globals['_GETAGENTREQUEST']._serialized_start=193
+  _globals['_GETAGENTREQUEST']._serialized_end=210
+  _globals['_GETAGENTRESPONSE']._serialized_start=213
+  _globals['_GETAGENTRESPONSE']._serialized_end=442
+  _globals['_GETAGENTRESPONSE_TOOLSENTRY']._serialized_start=398
+  _globals['_GETAGENTRESPONSE_TOOLSENTRY']._serialized_end=442
+  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_start=444
+  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_end=523
+  _globals['_VIRTUALMACHINE']._serialized_start=526
+  _globals['_VIRTUALMACHINE']._serialized_end=739
+  _globals['_VIRTUALDISK']._serialized_start=742
+  _globals['_VIRTUALDISK']._serialized_end=883
+  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_start=885
+  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_end=997
+  _globals['_TESTVCENTERREQUEST']._serialized_start=999
+  _globals['_TESTVCENTERREQUEST']._serialized_end=1070
+  _globals['_TESTVCENTERRESPONSE']._serialized_start=1073
+  _globals['_TESTVCENTERRESPONSE']._serialized_end=1228
+  _globals['_MISSINGPRIVILEGE']._serialized_start=1230
+  _globals['_MISSINGPRIVILEGE']._serialized_end=1302
+  _globals['_CLEANUPSNAPSHOTSREQUEST']._serialized_start=1305
+  _globals['_CLEANUPSNAPSHOTSREQUEST']._serialized_end=1448
+  _globals['_CLEANUPSNAPSHOTSRESPONSE']._serialized_start=1450
+  _globals['_CLEANUPSNAPSHOTSRESPONSE']._serialized_end=1501
+  _globals['_RESETCHANGETRACKINGREQUEST']._serialized_start=1504
+  _globals['_RESETCHANGETRACKINGREQUEST']._serialized_end=1660
+  _globals['_RESETCHANGETRACKINGRESPONSE']._serialized_start=1662
+  _globals['_RESETCHANGETRACKINGRESPONSE']._serialized_end=1691
+  _globals['_CHECKVIRTUALMACHINEREQUEST']._serialized_start=1694
+  _globals['_CHECKVIRTUALMACHINEREQUEST']._serialized_end=1832
+  _globals['_CHECKVIRTUALMACHINERESPONSE']._serialized_start=1834
+  _globals['_CHECKVIRTUALMACHINERESPONSE']._serialized_end=1916
+  _globals['_MACHINEFINDING']._serialized_start=1918
+  _globals['_MACHINEFINDING']._serialized_end=2028
+  _globals['_FINDSNAPSHOTSREQUEST']._serialized_start=2030
+  _globals['_FINDSNAPSHOTSREQUEST']._serialized_end=2119
+  _globals['_FINDSNAPSHOTSRESPONSE']._serialized_start=2121
+  _globals['_FINDSNAPSHOTSRESPONSE']._serialized_end=2197
+  _globals['_FOUNDSNAPSHOT']._serialized_start=2199
+  _globals['_FOUNDSNAPSHOT']._serialized_end=2297
+  _globals['_RECONCILEREQUEST']._serialized_start=2299
+  _globals['_RECONCILEREQUEST']._serialized_end=2317
+  _globals['_RECONCILERESPONSE']._serialized_start=2319
+  _globals['_RECONCILERESPONSE']._serialized_end=2377
+  _globals['_AGENTSERVICE']._serialized_start=2477
+  _globals['_AGENTSERVICE']._serialized_end=3469
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sendense.agent.v1 import backup_pb2 as _backup_pb2
 from sendense.agent.v1 import vcenter_access_pb2 as _vcenter_access_pb2
+from sendense.common.v1 import act_pb2 as _act_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -96,10 +97,16 @@ class GetAgentResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     JOB_IDS_FIELD_NUMBER: _builtins.int
+    OLDEST_PROTOCOL_FIELD_NUMBER: _builtins.int
+    NEWEST_PROTOCOL_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The site's name."""
     version: _builtins.str
     """Version of the software."""
+    oldest_protocol: _builtins.int
+    """The oldest protocol that it speaks; 0: 1. See sendense_common/protocol.py."""
+    newest_protocol: _builtins.int
+    """The newest one; 0: 1."""
     @_builtins.property
     def tools(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Program name to version; empty where it is missing."""
@@ -115,10 +122,12 @@ class GetAgentResponse(_message.Message):
         version: _builtins.str = ...,
         tools: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         job_ids: _abc.Iterable[_builtins.str] | None = ...,
+        oldest_protocol: _builtins.int = ...,
+        newest_protocol: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "job_ids", b"job_ids", "tools", b"tools", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "job_ids", b"job_ids", "newest_protocol", b"newest_protocol", "oldest_protocol", b"oldest_protocol", "tools", b"tools", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,26 +316,62 @@ class TestVcenterResponse(_message.Message):
     VCENTER_UUID_FIELD_NUMBER: _builtins.int
     FULL_NAME_FIELD_NUMBER: _builtins.int
     CERTIFICATE_SHA256_FIELD_NUMBER: _builtins.int
+    MISSING_PRIVILEGES_FIELD_NUMBER: _builtins.int
     vcenter_uuid: _builtins.str
     """Instance UUID of the vCenter."""
     full_name: _builtins.str
     """Its full name and version."""
     certificate_sha256: _builtins.bytes
     """SHA-256 of the certificate it showed, 32 bytes."""
+    @_builtins.property
+    def missing_privileges(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingPrivilege]:
+        """What backups need and the user lacks."""
+
     def __init__(
         self,
         *,
         vcenter_uuid: _builtins.str = ...,
         full_name: _builtins.str = ...,
         certificate_sha256: _builtins.bytes = ...,
+        missing_privileges: _abc.Iterable[Global___MissingPrivilege] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_sha256", b"certificate_sha256", "full_name", b"full_name", "vcenter_uuid", b"vcenter_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_sha256", b"certificate_sha256", "full_name", b"full_name", "missing_privileges", b"missing_privileges", "vcenter_uuid", b"vcenter_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TestVcenterResponse: _TypeAlias = TestVcenterResponse  # noqa: Y015
+
+@_typing.final
+class MissingPrivilege(_message.Message):
+    """A privilege that backups need."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIVILEGE_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
+    privilege: _builtins.str
+    """As vSphere names it: "VirtualMachine.State.CreateSnapshot"."""
+    where: _builtins.str
+    """For people: "all 12 VMs", "2 of 12 VMs (db, web)"."""
+    everywhere: _builtins.bool
+    """True when it is missing wherever it is needed: no backup can work."""
+    def __init__(
+        self,
+        *,
+        privilege: _builtins.str = ...,
+        where: _builtins.str = ...,
+        everywhere: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everywhere", b"everywhere", "privilege", b"privilege", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingPrivilege: _TypeAlias = MissingPrivilege  # noqa: Y015
 
 @_typing.final
 class CleanUpSnapshotsRequest(_message.Message):
@@ -385,6 +430,63 @@ class CleanUpSnapshotsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CleanUpSnapshotsResponse: _TypeAlias = CleanUpSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class ResetChangeTrackingRequest(_message.Message):
+    """See ResetChangeTracking."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCENTER_FIELD_NUMBER: _builtins.int
+    VM_INSTANCE_UUID_FIELD_NUMBER: _builtins.int
+    VM_NAME_FIELD_NUMBER: _builtins.int
+    HUB_ID_FIELD_NUMBER: _builtins.int
+    RESET_ID_FIELD_NUMBER: _builtins.int
+    vm_instance_uuid: _builtins.str
+    """The VM, by instance UUID."""
+    vm_name: _builtins.str
+    """Its name, for messages only."""
+    hub_id: _builtins.str
+    """This hub's ID, for the snapshot's description."""
+    reset_id: _builtins.str
+    """UUID of this reset, for the snapshot's description: CleanUpSnapshots knows it as a job."""
+    @_builtins.property
+    def vcenter(self) -> _vcenter_access_pb2.VcenterAccess:
+        """The vCenter; a lease for OPERATION_CLEAN_UP."""
+
+    def __init__(
+        self,
+        *,
+        vcenter: _vcenter_access_pb2.VcenterAccess | None = ...,
+        vm_instance_uuid: _builtins.str = ...,
+        vm_name: _builtins.str = ...,
+        hub_id: _builtins.str = ...,
+        reset_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vcenter", b"vcenter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hub_id", b"hub_id", "reset_id", b"reset_id", "vcenter", b"vcenter", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetChangeTrackingRequest: _TypeAlias = ResetChangeTrackingRequest  # noqa: Y015
+
+@_typing.final
+class ResetChangeTrackingResponse(_message.Message):
+    """See ResetChangeTracking."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetChangeTrackingResponse: _TypeAlias = ResetChangeTrackingResponse  # noqa: Y015
 
 @_typing.final
 class CheckVirtualMachineRequest(_message.Message):
@@ -479,3 +581,130 @@ class MachineFinding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MachineFinding: _TypeAlias = MachineFinding  # noqa: Y015
+
+@_typing.final
+class FindSnapshotsRequest(_message.Message):
+    """See FindSnapshots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCENTER_FIELD_NUMBER: _builtins.int
+    HUB_ID_FIELD_NUMBER: _builtins.int
+    hub_id: _builtins.str
+    """This hub's ID."""
+    @_builtins.property
+    def vcenter(self) -> _vcenter_access_pb2.VcenterAccess:
+        """The vCenter; a lease for OPERATION_INVENTORY."""
+
+    def __init__(
+        self,
+        *,
+        vcenter: _vcenter_access_pb2.VcenterAccess | None = ...,
+        hub_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vcenter", b"vcenter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hub_id", b"hub_id", "vcenter", b"vcenter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindSnapshotsRequest: _TypeAlias = FindSnapshotsRequest  # noqa: Y015
+
+@_typing.final
+class FindSnapshotsResponse(_message.Message):
+    """See FindSnapshots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundSnapshot]:
+        """All of them, also those of jobs that run."""
+
+    def __init__(
+        self,
+        *,
+        snapshots: _abc.Iterable[Global___FoundSnapshot] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshots", b"snapshots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindSnapshotsResponse: _TypeAlias = FindSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class FoundSnapshot(_message.Message):
+    """A snapshot that a job of this hub made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    VM_INSTANCE_UUID_FIELD_NUMBER: _builtins.int
+    VM_NAME_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_MOREF_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job, as the description says."""
+    vm_instance_uuid: _builtins.str
+    """The VM it is of, by instance UUID."""
+    vm_name: _builtins.str
+    """The VM's name."""
+    snapshot_moref: _builtins.str
+    """Managed object ID of the snapshot."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        vm_instance_uuid: _builtins.str = ...,
+        vm_name: _builtins.str = ...,
+        snapshot_moref: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "snapshot_moref", b"snapshot_moref", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundSnapshot: _TypeAlias = FoundSnapshot  # noqa: Y015
+
+@_typing.final
+class ReconcileRequest(_message.Message):
+    """See Reconcile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileRequest: _TypeAlias = ReconcileRequest  # noqa: Y015
+
+@_typing.final
+class ReconcileResponse(_message.Message):
+    """See Reconcile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def acts(self) -> _containers.RepeatedCompositeFieldContainer[_act_pb2.Act]:
+        """What was put right or found."""
+
+    def __init__(
+        self,
+        *,
+        acts: _abc.Iterable[_act_pb2.Act] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acts", b"acts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileResponse: _TypeAlias = ReconcileResponse  # noqa: Y015

@@ -66,6 +66,21 @@ class AgentServiceStub:
                 request_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.CleanUpSnapshotsRequest.SerializeToString,
                 response_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.CleanUpSnapshotsResponse.FromString,
                 _registered_method=True)
+        self.ResetChangeTracking = channel.unary_unary(
+                '/sendense.agent.v1.AgentService/ResetChangeTracking',
+                request_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.ResetChangeTrackingRequest.SerializeToString,
+                response_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.ResetChangeTrackingResponse.FromString,
+                _registered_method=True)
+        self.FindSnapshots = channel.unary_unary(
+                '/sendense.agent.v1.AgentService/FindSnapshots',
+                request_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.FindSnapshotsRequest.SerializeToString,
+                response_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.FindSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.Reconcile = channel.unary_unary(
+                '/sendense.agent.v1.AgentService/Reconcile',
+                request_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.ReconcileRequest.SerializeToString,
+                response_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.ReconcileResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -118,6 +133,31 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResetChangeTracking(self, request, context):
+        """Turns changed block tracking of one VM off and on again, with a snapshot in between that is removed at once:
+        what was tracked so far is forgotten. VM_NOT_FOUND, RESET_REFUSED when the VM has snapshots, and failures of
+        the login, as status with ErrorInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindSnapshots(self, request, context):
+        """Logs in once and finds all snapshots of all VMs whose description carries this hub's ID. Changes nothing. Failures of
+        the login as status with ErrorInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reconcile(self, request, context):
+        """Removes what workers that were killed left on the agent's host, as the agent does every few minutes by itself:
+        processes, sockets and files of its own that belong to no running worker.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -150,6 +190,21 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.CleanUpSnapshots,
                     request_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.CleanUpSnapshotsRequest.FromString,
                     response_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.CleanUpSnapshotsResponse.SerializeToString,
+            ),
+            'ResetChangeTracking': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetChangeTracking,
+                    request_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.ResetChangeTrackingRequest.FromString,
+                    response_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.ResetChangeTrackingResponse.SerializeToString,
+            ),
+            'FindSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindSnapshots,
+                    request_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.FindSnapshotsRequest.FromString,
+                    response_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.FindSnapshotsResponse.SerializeToString,
+            ),
+            'Reconcile': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reconcile,
+                    request_deserializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.ReconcileRequest.FromString,
+                    response_serializer=sendense_dot_agent_dot_v1_dot_agent__service__pb2.ReconcileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -315,6 +370,87 @@ class AgentService:
             '/sendense.agent.v1.AgentService/CleanUpSnapshots',
             sendense_dot_agent_dot_v1_dot_agent__service__pb2.CleanUpSnapshotsRequest.SerializeToString,
             sendense_dot_agent_dot_v1_dot_agent__service__pb2.CleanUpSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetChangeTracking(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.agent.v1.AgentService/ResetChangeTracking',
+            sendense_dot_agent_dot_v1_dot_agent__service__pb2.ResetChangeTrackingRequest.SerializeToString,
+            sendense_dot_agent_dot_v1_dot_agent__service__pb2.ResetChangeTrackingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.agent.v1.AgentService/FindSnapshots',
+            sendense_dot_agent_dot_v1_dot_agent__service__pb2.FindSnapshotsRequest.SerializeToString,
+            sendense_dot_agent_dot_v1_dot_agent__service__pb2.FindSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reconcile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.agent.v1.AgentService/Reconcile',
+            sendense_dot_agent_dot_v1_dot_agent__service__pb2.ReconcileRequest.SerializeToString,
+            sendense_dot_agent_dot_v1_dot_agent__service__pb2.ReconcileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,19 @@ class AgentServiceStub:
     """Removes the snapshots of jobs that ended. Only snapshots whose description carries this hub's ID and
     one of the named jobs are touched.
     """
+    ResetChangeTracking: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ResetChangeTrackingRequest, _agent_service_pb2.ResetChangeTrackingResponse]
+    """Turns changed block tracking of one VM off and on again, with a snapshot in between that is removed at once:
+    what was tracked so far is forgotten. VM_NOT_FOUND, RESET_REFUSED when the VM has snapshots, and failures of
+    the login, as status with ErrorInfo.
+    """
+    FindSnapshots: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.FindSnapshotsRequest, _agent_service_pb2.FindSnapshotsResponse]
+    """Logs in once and finds all snapshots of all VMs whose description carries this hub's ID. Changes nothing. Failures of
+    the login as status with ErrorInfo.
+    """
+    Reconcile: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ReconcileRequest, _agent_service_pb2.ReconcileResponse]
+    """Removes what workers that were killed left on the agent's host, as the agent does every few minutes by itself:
+    processes, sockets and files of its own that belong to no running worker.
+    """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """What an agent does for its hub. Reached only through the agent's own tunnel."""
@@ -93,6 +106,37 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_agent_service_pb2.CleanUpSnapshotsResponse]:
         """Removes the snapshots of jobs that ended. Only snapshots whose description carries this hub's ID and
         one of the named jobs are touched.
+        """
+
+    @_abc_1.abstractmethod
+    def ResetChangeTracking(
+        self,
+        request: _agent_service_pb2.ResetChangeTrackingRequest,
+        context: _aio.ServicerContext[_agent_service_pb2.ResetChangeTrackingRequest, _abc.Awaitable[_agent_service_pb2.ResetChangeTrackingResponse]],
+    ) -> _abc.Awaitable[_agent_service_pb2.ResetChangeTrackingResponse]:
+        """Turns changed block tracking of one VM off and on again, with a snapshot in between that is removed at once:
+        what was tracked so far is forgotten. VM_NOT_FOUND, RESET_REFUSED when the VM has snapshots, and failures of
+        the login, as status with ErrorInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def FindSnapshots(
+        self,
+        request: _agent_service_pb2.FindSnapshotsRequest,
+        context: _aio.ServicerContext[_agent_service_pb2.FindSnapshotsRequest, _abc.Awaitable[_agent_service_pb2.FindSnapshotsResponse]],
+    ) -> _abc.Awaitable[_agent_service_pb2.FindSnapshotsResponse]:
+        """Logs in once and finds all snapshots of all VMs whose description carries this hub's ID. Changes nothing. Failures of
+        the login as status with ErrorInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def Reconcile(
+        self,
+        request: _agent_service_pb2.ReconcileRequest,
+        context: _aio.ServicerContext[_agent_service_pb2.ReconcileRequest, _abc.Awaitable[_agent_service_pb2.ReconcileResponse]],
+    ) -> _abc.Awaitable[_agent_service_pb2.ReconcileResponse]:
+        """Removes what workers that were killed left on the agent's host, as the agent does every few minutes by itself:
+        processes, sockets and files of its own that belong to no running worker.
         """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _aio.Server) -> None: ...

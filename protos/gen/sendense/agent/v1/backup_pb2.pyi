@@ -136,6 +136,9 @@ class RunBackupRequest(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
+    WRITTEN_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     traceparent: _builtins.str
     """W3C traceparent of the span this message belongs to."""
     @_builtins.property
@@ -162,6 +165,18 @@ class RunBackupRequest(_message.Message):
     def committed(self) -> Global___CommitPoint:
         """Answer to `copied`: the restore point is complete; the snapshot may go."""
 
+    @_builtins.property
+    def written(self) -> Global___WrittenExtents:
+        """Before `exports`, as often as it takes: what the kept layer of a disk holds already."""
+
+    @_builtins.property
+    def audit(self) -> Global___AuditSample:
+        """Before `exports`, as often as it takes: what is read again although it did not change."""
+
+    @_builtins.property
+    def lease(self) -> Global___LeaseGiven:
+        """Answer to `lease_wanted`. Said again after a rejoin; what nobody waits for is ignored."""
+
     def __init__(
         self,
         *,
@@ -172,12 +187,15 @@ class RunBackupRequest(_message.Message):
         cancel: Global___CancelBackup | None = ...,
         limit: Global___LimitRate | None = ...,
         committed: Global___CommitPoint | None = ...,
+        written: Global___WrittenExtents | None = ...,
+        audit: Global___AuditSample | None = ...,
+        lease: Global___LeaseGiven | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "cancel", b"cancel", "committed", b"committed", "exports", b"exports", "limit", b"limit", "message", b"message", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "audit", b"audit", "cancel", b"cancel", "committed", b"committed", "exports", b"exports", "lease", b"lease", "limit", b"limit", "message", b"message", "start", b"start", "written", b"written"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "cancel", b"cancel", "committed", b"committed", "exports", b"exports", "limit", b"limit", "message", b"message", "start", b"start", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "audit", b"audit", "cancel", b"cancel", "committed", b"committed", "exports", b"exports", "lease", b"lease", "limit", b"limit", "message", b"message", "start", b"start", "traceparent", b"traceparent", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "exports", "ack", "cancel", "limit", "committed"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "exports", "ack", "cancel", "limit", "committed", "written", "audit", "lease"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -201,6 +219,9 @@ class BackupStart(_message.Message):
     REQUIRE_INCREMENTAL_FIELD_NUMBER: _builtins.int
     DEAD_SNAPSHOTS_FIELD_NUMBER: _builtins.int
     ORPHAN_TIMEOUT_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    UNTRUSTED_DISK_KEYS_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID of the job."""
     attempt: _builtins.int
@@ -219,6 +240,8 @@ class BackupStart(_message.Message):
     """What quiescing is wanted."""
     require_incremental: _builtins.bool
     """Fail instead of copying a disk in full."""
+    protocol: _builtins.int
+    """The protocol that the hub has chosen of those that both speak; 0: 1. VERSION_NOT_SUPPORTED."""
     @_builtins.property
     def vcenter(self) -> _vcenter_access_pb2.VcenterAccess:
         """The vCenter; a lease for OPERATION_BACKUP."""
@@ -233,7 +256,17 @@ class BackupStart(_message.Message):
 
     @_builtins.property
     def orphan_timeout(self) -> _duration_pb2.Duration:
-        """How long the agent goes on without a stream before it cleans up."""
+        """How long the agent goes on without a stream before it cleans up. 0: for as long as its snapshot may stay."""
+
+    @_builtins.property
+    def resume(self) -> Global___ResumeFrom:
+        """Set when an earlier attempt was interrupted after its plan: this one goes on where that one was."""
+
+    @_builtins.property
+    def untrusted_disk_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Device keys of disks whose changed block tracking has left out changes: they are no incrementals, and all of
+        each is read, also what vSphere says is not in use.
+        """
 
     def __init__(
         self,
@@ -250,14 +283,213 @@ class BackupStart(_message.Message):
         require_incremental: _builtins.bool = ...,
         dead_snapshots: _abc.Iterable[Global___JobSnapshot] | None = ...,
         orphan_timeout: _duration_pb2.Duration | None = ...,
+        resume: Global___ResumeFrom | None = ...,
+        untrusted_disk_keys: _abc.Iterable[_builtins.int] | None = ...,
+        protocol: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["orphan_timeout", b"orphan_timeout", "vcenter", b"vcenter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["orphan_timeout", b"orphan_timeout", "resume", b"resume", "vcenter", b"vcenter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "attempt", b"attempt", "dead_snapshots", b"dead_snapshots", "hub_id", b"hub_id", "job_id", b"job_id", "orphan_timeout", b"orphan_timeout", "previous_disks", b"previous_disks", "quiesce", b"quiesce", "require_incremental", b"require_incremental", "vcenter", b"vcenter", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "attempt", b"attempt", "dead_snapshots", b"dead_snapshots", "hub_id", b"hub_id", "job_id", b"job_id", "orphan_timeout", b"orphan_timeout", "previous_disks", b"previous_disks", "protocol", b"protocol", "quiesce", b"quiesce", "require_incremental", b"require_incremental", "resume", b"resume", "untrusted_disk_keys", b"untrusted_disk_keys", "vcenter", b"vcenter", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BackupStart: _TypeAlias = BackupStart  # noqa: Y015
+
+@_typing.final
+class ResumeFrom(_message.Message):
+    """What earlier attempts of a job left."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_MOREF_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    snapshot_moref: _builtins.str
+    """Managed object ID of the newest snapshot they read. If it still exists, and is this job's, it is used again."""
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumableDisk]:
+        """Disks of which the hub has a layer."""
+
+    def __init__(
+        self,
+        *,
+        snapshot_moref: _builtins.str = ...,
+        disks: _abc.Iterable[Global___ResumableDisk] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disks", b"disks", "snapshot_moref", b"snapshot_moref"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeFrom: _TypeAlias = ResumeFrom  # noqa: Y015
+
+@_typing.final
+class ResumableDisk(_message.Message):
+    """A disk of which a part may be copied."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    DISK_OBJECT_ID_FIELD_NUMBER: _builtins.int
+    BACKING_UUID_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    MODE_REASON_FIELD_NUMBER: _builtins.int
+    ERAS_FIELD_NUMBER: _builtins.int
+    key: _builtins.int
+    """Device key."""
+    disk_object_id: _builtins.str
+    """vSphere's diskObjectId then."""
+    backing_uuid: _builtins.str
+    """UUID of the backing then."""
+    capacity_bytes: _builtins.int
+    """Its size then."""
+    mode: Global___DiskMode.ValueType
+    """How it was copied: a layer that was begun in one mode does not go on in another."""
+    mode_reason: _builtins.str
+    """Why it was no incremental."""
+    @_builtins.property
+    def eras(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerEra]:
+        """The snapshots from which its layer was written, oldest first; the extents of each come with `written`."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.int = ...,
+        disk_object_id: _builtins.str = ...,
+        backing_uuid: _builtins.str = ...,
+        capacity_bytes: _builtins.int = ...,
+        mode: Global___DiskMode.ValueType = ...,
+        mode_reason: _builtins.str = ...,
+        eras: _abc.Iterable[Global___LayerEra] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing_uuid", b"backing_uuid", "capacity_bytes", b"capacity_bytes", "disk_object_id", b"disk_object_id", "eras", b"eras", "key", b"key", "mode", b"mode", "mode_reason", b"mode_reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumableDisk: _TypeAlias = ResumableDisk  # noqa: Y015
+
+@_typing.final
+class LayerEra(_message.Message):
+    """The time in which one layer was written from one snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_MOREF_FIELD_NUMBER: _builtins.int
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    snapshot_moref: _builtins.str
+    """The snapshot's managed object ID."""
+    change_id: _builtins.str
+    """The disk's change ID in it; empty: none."""
+    def __init__(
+        self,
+        *,
+        snapshot_moref: _builtins.str = ...,
+        change_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id", "snapshot_moref", b"snapshot_moref"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerEra: _TypeAlias = LayerEra  # noqa: Y015
+
+@_typing.final
+class WrittenExtents(_message.Message):
+    """See RunBackupRequest.written. Repeated extents are as one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_KEY_FIELD_NUMBER: _builtins.int
+    ERA_FIELD_NUMBER: _builtins.int
+    EXTENTS_BYTES_FIELD_NUMBER: _builtins.int
+    disk_key: _builtins.int
+    """Device key."""
+    era: _builtins.int
+    """Position in ResumableDisk.eras, from 0."""
+    @_builtins.property
+    def extents_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Written, flushed and in the ledger: offsets and lengths in bytes by turns, ascending; whole ledger records."""
+
+    def __init__(
+        self,
+        *,
+        disk_key: _builtins.int = ...,
+        era: _builtins.int = ...,
+        extents_bytes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_key", b"disk_key", "era", b"era", "extents_bytes", b"extents_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WrittenExtents: _TypeAlias = WrittenExtents  # noqa: Y015
+
+@_typing.final
+class LeaseGiven(_message.Message):
+    """See RunBackupRequest.lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VCENTER_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Of the request."""
+    @_builtins.property
+    def vcenter(self) -> _vcenter_access_pb2.VcenterAccess:
+        """The vCenter, with a fresh lease for OPERATION_BACKUP; not set when there is none."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why there is none."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        vcenter: _vcenter_access_pb2.VcenterAccess | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "vcenter", b"vcenter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "request_id", b"request_id", "vcenter", b"vcenter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseGiven: _TypeAlias = LeaseGiven  # noqa: Y015
+
+@_typing.final
+class AuditSample(_message.Message):
+    """See RunBackupRequest.audit. What of it changed since the previous point is left out by the agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_KEY_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    disk_key: _builtins.int
+    """Device key of an incremental disk."""
+    records: _builtins.bytes
+    """Records of 56 bytes as ledgers have them (offset, length, kind, SHA-256; docs/repository-format.md): what the
+    previous point holds there. Of kind 1 (data) or 0 (zeroes), at most 1 MiB each.
+    """
+    def __init__(
+        self,
+        *,
+        disk_key: _builtins.int = ...,
+        records: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_key", b"disk_key", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditSample: _TypeAlias = AuditSample  # noqa: Y015
 
 @_typing.final
 class JobSnapshot(_message.Message):
@@ -416,16 +648,20 @@ class CancelBackup(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CAUSE_FIELD_NUMBER: _builtins.int
+    KEEP_SNAPSHOT_FIELD_NUMBER: _builtins.int
     cause: _builtins.str
     """Shown in the log of the site."""
+    keep_snapshot: _builtins.bool
+    """Stop, but leave the snapshot to a later attempt: nothing else stays. The answer is `interrupted`."""
     def __init__(
         self,
         *,
         cause: _builtins.str = ...,
+        keep_snapshot: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "keep_snapshot", b"keep_snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -493,6 +729,10 @@ class RunBackupResponse(_message.Message):
     COPIED_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    INTERRUPTED_FIELD_NUMBER: _builtins.int
+    AUDIT_MISMATCH_FIELD_NUMBER: _builtins.int
+    LEASE_WANTED_FIELD_NUMBER: _builtins.int
+    LOGGED_IN_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """1, 2, 3 … over all streams of the job. Progress is not numbered (0) and not repeated on a rejoin."""
     traceparent: _builtins.str
@@ -537,6 +777,26 @@ class RunBackupResponse(_message.Message):
     def failed(self) -> Global___BackupFailed:
         """It failed; what could be removed was. Last event."""
 
+    @_builtins.property
+    def interrupted(self) -> Global___BackupInterrupted:
+        """Copying stopped, and the snapshot stays for the next attempt: until that comes, a cancel comes, or the snapshot
+        is too old (then `failed` follows). What was not in a checkpoint is copied again.
+        """
+
+    @_builtins.property
+    def audit_mismatch(self) -> Global___AuditMismatch:
+        """Changes were found that vSphere has not told of. They are in the layer; the job goes on."""
+
+    @_builtins.property
+    def lease_wanted(self) -> Global___LeaseWanted:
+        """The session with the vCenter is lost, or a program has to log in by itself: another lease is needed. The hub
+        answers `lease`.
+        """
+
+    @_builtins.property
+    def logged_in(self) -> Global___LoggedInAgain:
+        """What was asked for with `lease_wanted` has been used, and vSphere took the password."""
+
     def __init__(
         self,
         *,
@@ -552,12 +812,16 @@ class RunBackupResponse(_message.Message):
         copied: Global___DisksCopied | None = ...,
         done: Global___BackupDone | None = ...,
         failed: Global___BackupFailed | None = ...,
+        interrupted: Global___BackupInterrupted | None = ...,
+        audit_mismatch: Global___AuditMismatch | None = ...,
+        lease_wanted: Global___LeaseWanted | None = ...,
+        logged_in: Global___LoggedInAgain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "copied", b"copied", "disk_done", b"disk_done", "done", b"done", "event", b"event", "failed", b"failed", "phase", b"phase", "plan", b"plan", "progress", b"progress", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit_mismatch", b"audit_mismatch", "checkpoint", b"checkpoint", "copied", b"copied", "disk_done", b"disk_done", "done", b"done", "event", b"event", "failed", b"failed", "interrupted", b"interrupted", "lease_wanted", b"lease_wanted", "logged_in", b"logged_in", "phase", b"phase", "plan", b"plan", "progress", b"progress", "time", b"time", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "copied", b"copied", "disk_done", b"disk_done", "done", b"done", "event", b"event", "failed", b"failed", "phase", b"phase", "plan", b"plan", "progress", b"progress", "seq", b"seq", "time", b"time", "traceparent", b"traceparent", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_mismatch", b"audit_mismatch", "checkpoint", b"checkpoint", "copied", b"copied", "disk_done", b"disk_done", "done", b"done", "event", b"event", "failed", b"failed", "interrupted", b"interrupted", "lease_wanted", b"lease_wanted", "logged_in", b"logged_in", "phase", b"phase", "plan", b"plan", "progress", b"progress", "seq", b"seq", "time", b"time", "traceparent", b"traceparent", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["phase", "plan", "progress", "checkpoint", "warning", "disk_done", "copied", "done", "failed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["phase", "plan", "progress", "checkpoint", "warning", "disk_done", "copied", "done", "failed", "interrupted", "audit_mismatch", "lease_wanted", "logged_in"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -600,6 +864,7 @@ class BackupPlan(_message.Message):
     QUIESCE_RESULT_FIELD_NUMBER: _builtins.int
     VM_CONFIG_JSON_FIELD_NUMBER: _builtins.int
     NVRAM_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_TIME_FIELD_NUMBER: _builtins.int
     vcenter_uuid: _builtins.str
     """Instance UUID of the vCenter."""
     vm_instance_uuid: _builtins.str
@@ -611,7 +876,7 @@ class BackupPlan(_message.Message):
     quiesce_result: _builtins.str
     """What became of quiescing: "quiesced", "crash_consistent" or "not_requested"."""
     vm_config_json: _builtins.bytes
-    """The VM's whole configuration, as JSON (schema: docs/repository-format.md)."""
+    """The VM's whole configuration as the snapshot has it, as JSON (schema: docs/repository-format.md)."""
     nvram: _builtins.bytes
     """The VM's NVRAM file; empty when it has none."""
     @_builtins.property
@@ -621,6 +886,10 @@ class BackupPlan(_message.Message):
     @_builtins.property
     def skipped_disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedDisk]:
         """Disks that are not protected, each with its reason."""
+
+    @_builtins.property
+    def snapshot_time(self) -> _timestamp_pb2.Timestamp:
+        """When vSphere made the snapshot, by vCenter's clock. Not set by agents before this field."""
 
     def __init__(
         self,
@@ -634,10 +903,11 @@ class BackupPlan(_message.Message):
         quiesce_result: _builtins.str = ...,
         vm_config_json: _builtins.bytes = ...,
         nvram: _builtins.bytes = ...,
+        snapshot_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot_time", b"snapshot_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disks", b"disks", "nvram", b"nvram", "quiesce_result", b"quiesce_result", "skipped_disks", b"skipped_disks", "snapshot_moref", b"snapshot_moref", "vcenter_uuid", b"vcenter_uuid", "vm_config_json", b"vm_config_json", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disks", b"disks", "nvram", b"nvram", "quiesce_result", b"quiesce_result", "skipped_disks", b"skipped_disks", "snapshot_moref", b"snapshot_moref", "snapshot_time", b"snapshot_time", "vcenter_uuid", b"vcenter_uuid", "vm_config_json", b"vm_config_json", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -659,6 +929,8 @@ class PlannedDisk(_message.Message):
     MODE_REASON_FIELD_NUMBER: _builtins.int
     PLANNED_READ_BYTES_FIELD_NUMBER: _builtins.int
     CHANGED_BYTES_FIELD_NUMBER: _builtins.int
+    KEEPS_LAYER_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     key: _builtins.int
     """Device key."""
     label: _builtins.str
@@ -675,12 +947,16 @@ class PlannedDisk(_message.Message):
     """Full, incremental or compared."""
     mode_reason: _builtins.str
     """Why it is no incremental. A full: "first_backup", "capacity_changed", "identity_changed", "requested".
-    Compared: "change_id_missing", "change_id_rejected", "cbt_just_enabled".
+    Compared: "change_id_missing", "change_id_rejected", "cbt_just_enabled", "cbt_not_trusted".
     """
     planned_read_bytes: _builtins.int
     """Bytes to read from the source."""
     changed_bytes: _builtins.int
     """Bytes that changed (incremental) or are allocated (full, compared)."""
+    keeps_layer: _builtins.bool
+    """True when the layer of the earlier attempts goes on; else a new one is begun. See ResumeFrom."""
+    whole: _builtins.bool
+    """True when all of it is read, also what vSphere says is not in use."""
     def __init__(
         self,
         *,
@@ -694,10 +970,12 @@ class PlannedDisk(_message.Message):
         mode_reason: _builtins.str = ...,
         planned_read_bytes: _builtins.int = ...,
         changed_bytes: _builtins.int = ...,
+        keeps_layer: _builtins.bool = ...,
+        whole: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing_uuid", b"backing_uuid", "capacity_bytes", b"capacity_bytes", "change_id", b"change_id", "changed_bytes", b"changed_bytes", "disk_object_id", b"disk_object_id", "key", b"key", "label", b"label", "mode", b"mode", "mode_reason", b"mode_reason", "planned_read_bytes", b"planned_read_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing_uuid", b"backing_uuid", "capacity_bytes", b"capacity_bytes", "change_id", b"change_id", "changed_bytes", b"changed_bytes", "disk_object_id", b"disk_object_id", "keeps_layer", b"keeps_layer", "key", b"key", "label", b"label", "mode", b"mode", "mode_reason", b"mode_reason", "planned_read_bytes", b"planned_read_bytes", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -772,6 +1050,9 @@ class DiskProgress(_message.Message):
     COPIED_BYTES_FIELD_NUMBER: _builtins.int
     ZERO_BYTES_FIELD_NUMBER: _builtins.int
     WIRE_BYTES_FIELD_NUMBER: _builtins.int
+    AUDITED_BYTES_FIELD_NUMBER: _builtins.int
+    AUDIT_MISMATCHES_FIELD_NUMBER: _builtins.int
+    TO_READ_BYTES_FIELD_NUMBER: _builtins.int
     disk_key: _builtins.int
     """Device key."""
     read_bytes: _builtins.int
@@ -782,6 +1063,12 @@ class DiskProgress(_message.Message):
     """Found to be zeroes (written as such or skipped)."""
     wire_bytes: _builtins.int
     """Sent on the TCP connection of this disk, all layers included."""
+    audited_bytes: _builtins.int
+    """Read again although it did not change, and compared; not part of read_bytes."""
+    audit_mismatches: _builtins.int
+    """Ranges among these that differed. What was stored of them is part of copied_bytes."""
+    to_read_bytes: _builtins.int
+    """To read from the source in this attempt, all in all: less than planned where earlier attempts did a part."""
     def __init__(
         self,
         *,
@@ -790,10 +1077,13 @@ class DiskProgress(_message.Message):
         copied_bytes: _builtins.int = ...,
         zero_bytes: _builtins.int = ...,
         wire_bytes: _builtins.int = ...,
+        audited_bytes: _builtins.int = ...,
+        audit_mismatches: _builtins.int = ...,
+        to_read_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied_bytes", b"copied_bytes", "disk_key", b"disk_key", "read_bytes", b"read_bytes", "wire_bytes", b"wire_bytes", "zero_bytes", b"zero_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_mismatches", b"audit_mismatches", "audited_bytes", b"audited_bytes", "copied_bytes", b"copied_bytes", "disk_key", b"disk_key", "read_bytes", b"read_bytes", "to_read_bytes", b"to_read_bytes", "wire_bytes", b"wire_bytes", "zero_bytes", b"zero_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -856,6 +1146,73 @@ class LedgerRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LedgerRecord: _TypeAlias = LedgerRecord  # noqa: Y015
+
+@_typing.final
+class AuditMismatch(_message.Message):
+    """See RunBackupResponse.audit_mismatch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_KEY_FIELD_NUMBER: _builtins.int
+    EXTENTS_BYTES_FIELD_NUMBER: _builtins.int
+    disk_key: _builtins.int
+    """Device key."""
+    @_builtins.property
+    def extents_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Offsets and lengths in bytes by turns, ascending: ranges that differ from the previous point. At most 1000 ranges."""
+
+    def __init__(
+        self,
+        *,
+        disk_key: _builtins.int = ...,
+        extents_bytes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_key", b"disk_key", "extents_bytes", b"extents_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditMismatch: _TypeAlias = AuditMismatch  # noqa: Y015
+
+@_typing.final
+class LeaseWanted(_message.Message):
+    """See RunBackupResponse.lease_wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the agent, unique in the attempt."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseWanted: _TypeAlias = LeaseWanted  # noqa: Y015
+
+@_typing.final
+class LoggedInAgain(_message.Message):
+    """See RunBackupResponse.logged_in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoggedInAgain: _TypeAlias = LoggedInAgain  # noqa: Y015
 
 @_typing.final
 class Warning(_message.Message):
@@ -955,6 +1312,30 @@ class BackupDone(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BackupDone: _TypeAlias = BackupDone  # noqa: Y015
+
+@_typing.final
+class BackupInterrupted(_message.Message):
+    """See RunBackupResponse.interrupted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupInterrupted: _TypeAlias = BackupInterrupted  # noqa: Y015
 
 @_typing.final
 class BackupFailed(_message.Message):

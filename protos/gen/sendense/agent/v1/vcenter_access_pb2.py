@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sendense/agent/v1/vcenter_access.proto\x12\x11sendense.agent.v1\"\x84\x01\n\rVcenterAccess\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\x05\x12\x10\n\x06\x63\x61_pem\x18\x04 \x01(\tH\x00\x12\x1c\n\x12\x63\x65rtificate_sha256\x18\x05 \x01(\x0cH\x00\x12\x10\n\x08lease_id\x18\x06 \x01(\tB\x07\n\x05trustb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sendense/agent/v1/vcenter_access.proto\x12\x11sendense.agent.v1\"\x9b\x01\n\rVcenterAccess\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\x05\x12\x10\n\x06\x63\x61_pem\x18\x04 \x01(\tH\x00\x12\x1c\n\x12\x63\x65rtificate_sha256\x18\x05 \x01(\x0cH\x00\x12\x10\n\x08lease_id\x18\x06 \x01(\t\x12\x15\n\rcredential_id\x18\x07 \x01(\tB\x07\n\x05trustb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.agent.v1.vcenter_a
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_VCENTERACCESS']._serialized_start=62
-  _globals['_VCENTERACCESS']._serialized_end=194
+  _globals['_VCENTERACCESS']._serialized_end=217
 # @@protoc_insertion_point(module_scope)

@@ -18,7 +18,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class VcenterAccess(_message.Message):
-    """How an operation reaches a vCenter: where, whom to trust, and the lease that opens the password."""
+    """How an operation reaches a vCenter: where, whom to trust, and the lease that opens the password. The hub's word:
+    what the operator bound the credential to comes with the password, and what differs is refused with
+    VCENTER_NOT_AS_BOUND.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -28,6 +31,7 @@ class VcenterAccess(_message.Message):
     CA_PEM_FIELD_NUMBER: _builtins.int
     CERTIFICATE_SHA256_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name operators gave it."""
     host: _builtins.str
@@ -40,6 +44,8 @@ class VcenterAccess(_message.Message):
     """SHA-256 of the server's certificate (DER), 32 bytes; nothing else is checked."""
     lease_id: _builtins.str
     """Lease of the credential, for this operation."""
+    credential_id: _builtins.str
+    """The credential that the lease opens. Required since protocol 2."""
     def __init__(
         self,
         *,
@@ -49,10 +55,11 @@ class VcenterAccess(_message.Message):
         ca_pem: _builtins.str = ...,
         certificate_sha256: _builtins.bytes = ...,
         lease_id: _builtins.str = ...,
+        credential_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_sha256", b"certificate_sha256", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_sha256", b"certificate_sha256", "host", b"host", "lease_id", b"lease_id", "name", b"name", "port", b"port", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_sha256", b"certificate_sha256", "credential_id", b"credential_id", "host", b"host", "lease_id", b"lease_id", "name", b"name", "port", b"port", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_trust: _TypeAlias = _typing.Literal["ca_pem", "certificate_sha256"]  # noqa: Y015
     _WhichOneofArgType_trust: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015

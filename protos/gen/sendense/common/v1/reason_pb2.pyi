@@ -38,6 +38,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The operation was cancelled by an operator."""
     REASON_SERVICE_STOPPING: _Reason.ValueType  # 7
     """The service was told to stop while the operation ran."""
+    REASON_VERSION_NOT_SUPPORTED: _Reason.ValueType  # 8
+    """Hub and agent have no protocol in common; the message names both versions, the remedy what to upgrade."""
     REASON_VCENTER_NOT_FOUND: _Reason.ValueType  # 20
     """No vCenter of that name."""
     REASON_VCENTER_EXISTS: _Reason.ValueType  # 21
@@ -86,6 +88,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Changed block tracking gave an answer that cannot be right."""
     REASON_SNAPSHOT_TOO_OLD: _Reason.ValueType  # 52
     """The snapshot reached its maximum age and was removed."""
+    REASON_RESET_REFUSED: _Reason.ValueType  # 53
+    """Changed block tracking of a VM cannot be reset now: it has snapshots, or cannot track changes."""
+    REASON_NOT_READ_WHOLE: _Reason.ValueType  # 54
+    """A disk that is not trusted must be read whole by a backup before it can be trusted again."""
     REASON_JOB_NOT_FOUND: _Reason.ValueType  # 60
     """No job with that ID."""
     REASON_JOB_ENDED: _Reason.ValueType  # 61
@@ -139,19 +145,65 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_CREDENTIAL_IN_USE: _Reason.ValueType  # 143
     """A vCenter still uses the credential."""
     REASON_LEASE_INVALID: _Reason.ValueType  # 144
-    """The lease does not exist, was used, or was issued for something else."""
+    """The lease does not exist, or was issued for another agent, operation or credential."""
     REASON_LEASE_EXPIRED: _Reason.ValueType  # 145
     """The lease's minutes are over."""
     REASON_SIGNATURE_INVALID: _Reason.ValueType  # 146
     """The request's signature is not that of the agent."""
     REASON_AGENT_UNKNOWN: _Reason.ValueType  # 147
     """The agent is not known to the credentials service."""
+    REASON_CLOCKS_DIFFER: _Reason.ValueType  # 148
+    """The clocks of a site and the centre differ by more than five minutes."""
     REASON_SOURCE_READ_FAILED: _Reason.ValueType  # 160
     """Reading the source failed."""
     REASON_TARGET_WRITE_FAILED: _Reason.ValueType  # 161
     """Writing, zeroing or flushing the target failed."""
     REASON_COPY_PROCESS_DIED: _Reason.ValueType  # 162
     """A process of the copy ended unexpectedly."""
+    REASON_SOURCE_IGNORES_RANGES: _Reason.ValueType  # 163
+    """What serves the datastores' files, or something on the way to it, does not give the bytes asked for."""
+    REASON_SITE_REVOKED: _Reason.ValueType  # 180
+    """The site's key was revoked: nothing is done through its agent."""
+    REASON_INVITATION_INVALID: _Reason.ValueType  # 181
+    """There is no invitation of that site with that code that can still be used."""
+    REASON_INVITATION_NOT_FOUND: _Reason.ValueType  # 182
+    """No invitation of that site waits for an operator."""
+    REASON_FINGERPRINT_MISMATCH: _Reason.ValueType  # 183
+    """The keys that were shown are not those of the fingerprint that was given."""
+    REASON_ENROLMENT_LIMITED: _Reason.ValueType  # 184
+    """Too many wrong codes were tried; a right one is still taken."""
+    REASON_KEY_PROVIDER_UNAVAILABLE: _Reason.ValueType  # 190
+    """The provider of key-encryption keys does not answer: no stored secret can be opened or stored now."""
+    REASON_KEY_PROVIDER_FORBIDDEN: _Reason.ValueType  # 191
+    """The provider of key-encryption keys answers, and does not let the credentials service use the key."""
+    REASON_KEY_NOT_FOUND: _Reason.ValueType  # 192
+    """No key-encryption key of that ID."""
+    REASON_KEY_IN_USE: _Reason.ValueType  # 193
+    """The key-encryption key is the active one, or credentials are under it."""
+    REASON_CREDENTIAL_NOT_GRANTED: _Reason.ValueType  # 200
+    """The credential is not granted to that agent: only an operator does that, at the credentials service."""
+    REASON_LEASE_USED: _Reason.ValueType  # 201
+    """The lease was used already; a lease opens its credential once."""
+    REASON_LEASE_REVOKED: _Reason.ValueType  # 202
+    """The lease was ended before it was used: by the hub, by a change of the credential, or by taking back its grant."""
+    REASON_VCENTER_NOT_AS_BOUND: _Reason.ValueType  # 203
+    """The hub names another address, CA or certificate of a vCenter than the operator bound its credential to, or
+    another credential than the one that bears the vCenter's name at the credentials service.
+    """
+    REASON_VCENTER_ACCOUNT_LOCKED: _Reason.ValueType  # 204
+    """vSphere says that the account is locked, or that its password has expired. Never tried again by itself."""
+    REASON_NOT_PERMITTED: _Reason.ValueType  # 210
+    """The caller's role does not include the call; metadata has role and needed."""
+    REASON_NOT_AUTHENTICATED: _Reason.ValueType  # 211
+    """The caller gave no token or certificate, or one that is not valid (any more)."""
+    REASON_OPERATOR_NOT_FOUND: _Reason.ValueType  # 212
+    """No token or certificate of that name."""
+    REASON_OPERATOR_EXISTS: _Reason.ValueType  # 213
+    """A token or certificate of that name exists already."""
+    REASON_LISTENER_REFUSED: _Reason.ValueType  # 214
+    """The API may not be served as asked for: without TLS where others can reach it, or with unusable files."""
+    REASON_AUDIT_LOG_UNAVAILABLE: _Reason.ValueType  # 220
+    """The audit log cannot be written, so nothing that changes rights is done."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Stable reasons of failures. The gRPC code of each is in sendense_common/errors.py.
@@ -174,6 +226,8 @@ REASON_CANCELLED: Reason.ValueType  # 6
 """The operation was cancelled by an operator."""
 REASON_SERVICE_STOPPING: Reason.ValueType  # 7
 """The service was told to stop while the operation ran."""
+REASON_VERSION_NOT_SUPPORTED: Reason.ValueType  # 8
+"""Hub and agent have no protocol in common; the message names both versions, the remedy what to upgrade."""
 REASON_VCENTER_NOT_FOUND: Reason.ValueType  # 20
 """No vCenter of that name."""
 REASON_VCENTER_EXISTS: Reason.ValueType  # 21
@@ -222,6 +276,10 @@ REASON_CBT_INCONSISTENT: Reason.ValueType  # 51
 """Changed block tracking gave an answer that cannot be right."""
 REASON_SNAPSHOT_TOO_OLD: Reason.ValueType  # 52
 """The snapshot reached its maximum age and was removed."""
+REASON_RESET_REFUSED: Reason.ValueType  # 53
+"""Changed block tracking of a VM cannot be reset now: it has snapshots, or cannot track changes."""
+REASON_NOT_READ_WHOLE: Reason.ValueType  # 54
+"""A disk that is not trusted must be read whole by a backup before it can be trusted again."""
 REASON_JOB_NOT_FOUND: Reason.ValueType  # 60
 """No job with that ID."""
 REASON_JOB_ENDED: Reason.ValueType  # 61
@@ -275,17 +333,63 @@ REASON_CREDENTIAL_UNREADABLE: Reason.ValueType  # 142
 REASON_CREDENTIAL_IN_USE: Reason.ValueType  # 143
 """A vCenter still uses the credential."""
 REASON_LEASE_INVALID: Reason.ValueType  # 144
-"""The lease does not exist, was used, or was issued for something else."""
+"""The lease does not exist, or was issued for another agent, operation or credential."""
 REASON_LEASE_EXPIRED: Reason.ValueType  # 145
 """The lease's minutes are over."""
 REASON_SIGNATURE_INVALID: Reason.ValueType  # 146
 """The request's signature is not that of the agent."""
 REASON_AGENT_UNKNOWN: Reason.ValueType  # 147
 """The agent is not known to the credentials service."""
+REASON_CLOCKS_DIFFER: Reason.ValueType  # 148
+"""The clocks of a site and the centre differ by more than five minutes."""
 REASON_SOURCE_READ_FAILED: Reason.ValueType  # 160
 """Reading the source failed."""
 REASON_TARGET_WRITE_FAILED: Reason.ValueType  # 161
 """Writing, zeroing or flushing the target failed."""
 REASON_COPY_PROCESS_DIED: Reason.ValueType  # 162
 """A process of the copy ended unexpectedly."""
+REASON_SOURCE_IGNORES_RANGES: Reason.ValueType  # 163
+"""What serves the datastores' files, or something on the way to it, does not give the bytes asked for."""
+REASON_SITE_REVOKED: Reason.ValueType  # 180
+"""The site's key was revoked: nothing is done through its agent."""
+REASON_INVITATION_INVALID: Reason.ValueType  # 181
+"""There is no invitation of that site with that code that can still be used."""
+REASON_INVITATION_NOT_FOUND: Reason.ValueType  # 182
+"""No invitation of that site waits for an operator."""
+REASON_FINGERPRINT_MISMATCH: Reason.ValueType  # 183
+"""The keys that were shown are not those of the fingerprint that was given."""
+REASON_ENROLMENT_LIMITED: Reason.ValueType  # 184
+"""Too many wrong codes were tried; a right one is still taken."""
+REASON_KEY_PROVIDER_UNAVAILABLE: Reason.ValueType  # 190
+"""The provider of key-encryption keys does not answer: no stored secret can be opened or stored now."""
+REASON_KEY_PROVIDER_FORBIDDEN: Reason.ValueType  # 191
+"""The provider of key-encryption keys answers, and does not let the credentials service use the key."""
+REASON_KEY_NOT_FOUND: Reason.ValueType  # 192
+"""No key-encryption key of that ID."""
+REASON_KEY_IN_USE: Reason.ValueType  # 193
+"""The key-encryption key is the active one, or credentials are under it."""
+REASON_CREDENTIAL_NOT_GRANTED: Reason.ValueType  # 200
+"""The credential is not granted to that agent: only an operator does that, at the credentials service."""
+REASON_LEASE_USED: Reason.ValueType  # 201
+"""The lease was used already; a lease opens its credential once."""
+REASON_LEASE_REVOKED: Reason.ValueType  # 202
+"""The lease was ended before it was used: by the hub, by a change of the credential, or by taking back its grant."""
+REASON_VCENTER_NOT_AS_BOUND: Reason.ValueType  # 203
+"""The hub names another address, CA or certificate of a vCenter than the operator bound its credential to, or
+another credential than the one that bears the vCenter's name at the credentials service.
+"""
+REASON_VCENTER_ACCOUNT_LOCKED: Reason.ValueType  # 204
+"""vSphere says that the account is locked, or that its password has expired. Never tried again by itself."""
+REASON_NOT_PERMITTED: Reason.ValueType  # 210
+"""The caller's role does not include the call; metadata has role and needed."""
+REASON_NOT_AUTHENTICATED: Reason.ValueType  # 211
+"""The caller gave no token or certificate, or one that is not valid (any more)."""
+REASON_OPERATOR_NOT_FOUND: Reason.ValueType  # 212
+"""No token or certificate of that name."""
+REASON_OPERATOR_EXISTS: Reason.ValueType  # 213
+"""A token or certificate of that name exists already."""
+REASON_LISTENER_REFUSED: Reason.ValueType  # 214
+"""The API may not be served as asked for: without TLS where others can reach it, or with unusable files."""
+REASON_AUDIT_LOG_UNAVAILABLE: Reason.ValueType  # 220
+"""The audit log cannot be written, so nothing that changes rights is done."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -30,12 +30,18 @@ class Credential(_message.Message):
     KEY_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ROTATE_TIME_FIELD_NUMBER: _builtins.int
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    BOUND_TO_FIELD_NUMBER: _builtins.int
     credential_id: _builtins.str
     """UUID, made by the service."""
     name: _builtins.str
     """Unique, chosen by the operator."""
     key_id: _builtins.str
     """ID of the key-encryption key that wraps its data key."""
+    bound_to: _builtins.str
+    """"HOST:PORT" of the vCenter that it is bound to; empty: it was stored before credentials were bound, and goes
+    wherever the hub says until it is bound.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was stored."""
@@ -43,6 +49,10 @@ class Credential(_message.Message):
     @_builtins.property
     def rotate_time(self) -> _timestamp_pb2.Timestamp:
         """When the secret was last replaced."""
+
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The agents that it is granted to, sorted."""
 
     def __init__(
         self,
@@ -52,10 +62,12 @@ class Credential(_message.Message):
         key_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         rotate_time: _timestamp_pb2.Timestamp | None = ...,
+        agent_ids: _abc.Iterable[_builtins.str] | None = ...,
+        bound_to: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "rotate_time", b"rotate_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "credential_id", b"credential_id", "key_id", b"key_id", "name", b"name", "rotate_time", b"rotate_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "bound_to", b"bound_to", "create_time", b"create_time", "credential_id", b"credential_id", "key_id", b"key_id", "name", b"name", "rotate_time", b"rotate_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -69,23 +81,67 @@ class Secret(_message.Message):
 
     USERNAME_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
     username: _builtins.str
     """User name, UTF-8, 1 to 256 characters, none of them a control character."""
     password: _builtins.str
     """Password, UTF-8, 1 to 1024 characters, kept exactly."""
+    @_builtins.property
+    def endpoint(self) -> Global___Endpoint:
+        """Where it may be sent. Kept and sealed with the password, so that no hub can have it sent elsewhere. Not set:
+        see Credential.bound_to.
+        """
+
     def __init__(
         self,
         *,
         username: _builtins.str = ...,
         password: _builtins.str = ...,
+        endpoint: Global___Endpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "password", b"password", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Secret: _TypeAlias = Secret  # noqa: Y015
+
+@_typing.final
+class Endpoint(_message.Message):
+    """A vCenter, as an operator gave it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_SHA256_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """Host name or IP address, 1 to 255 characters."""
+    port: _builtins.int
+    """TCP port, 1 to 65535."""
+    ca_pem: _builtins.str
+    """PEM certificates of the authorities to trust, at most 64 KiB; the host name is checked too."""
+    certificate_sha256: _builtins.bytes
+    """SHA-256 of the server's certificate (DER), 32 bytes; nothing else is checked."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        port: _builtins.int = ...,
+        ca_pem: _builtins.str = ...,
+        certificate_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_sha256", b"certificate_sha256", "trust", b"trust"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_sha256", b"certificate_sha256", "host", b"host", "port", b"port", "trust", b"trust"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_trust: _TypeAlias = _typing.Literal["ca_pem", "certificate_sha256"]  # noqa: Y015
+    _WhichOneofArgType_trust: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_trust) -> _WhichOneofReturnType_trust | None: ...
+
+Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
 
 @_typing.final
 class StoreCredentialRequest(_message.Message):
@@ -96,13 +152,18 @@ class StoreCredentialRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Client-made UUID: the same ID again returns the first answer."""
     name: _builtins.str
     """1 to 128 printable characters, no blank at either end."""
     @_builtins.property
     def secret(self) -> Global___Secret:
-        """The secret to keep."""
+        """The secret to keep. Its endpoint is required."""
+
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Agents that it is granted to at once; AGENT_UNKNOWN."""
 
     def __init__(
         self,
@@ -110,10 +171,11 @@ class StoreCredentialRequest(_message.Message):
         request_id: _builtins.str = ...,
         name: _builtins.str = ...,
         secret: Global___Secret | None = ...,
+        agent_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "name", b"name", "request_id", b"request_id", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -237,6 +299,158 @@ class RotateCredentialResponse(_message.Message):
 Global___RotateCredentialResponse: _TypeAlias = RotateCredentialResponse  # noqa: Y015
 
 @_typing.final
+class BindCredentialRequest(_message.Message):
+    """See BindCredential."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    credential_id: _builtins.str
+    """Which one."""
+    @_builtins.property
+    def endpoint(self) -> Global___Endpoint:
+        """The vCenter it is for from now on."""
+
+    def __init__(
+        self,
+        *,
+        credential_id: _builtins.str = ...,
+        endpoint: Global___Endpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_id", b"credential_id", "endpoint", b"endpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BindCredentialRequest: _TypeAlias = BindCredentialRequest  # noqa: Y015
+
+@_typing.final
+class BindCredentialResponse(_message.Message):
+    """See BindCredential."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def credential(self) -> Global___Credential:
+        """The credential after the change."""
+
+    def __init__(
+        self,
+        *,
+        credential: Global___Credential | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BindCredentialResponse: _TypeAlias = BindCredentialResponse  # noqa: Y015
+
+@_typing.final
+class GrantCredentialRequest(_message.Message):
+    """See GrantCredential."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    credential_id: _builtins.str
+    """Which one."""
+    agent_id: _builtins.str
+    """To whom."""
+    def __init__(
+        self,
+        *,
+        credential_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "credential_id", b"credential_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantCredentialRequest: _TypeAlias = GrantCredentialRequest  # noqa: Y015
+
+@_typing.final
+class GrantCredentialResponse(_message.Message):
+    """See GrantCredential."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def credential(self) -> Global___Credential:
+        """The credential after the change."""
+
+    def __init__(
+        self,
+        *,
+        credential: Global___Credential | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantCredentialResponse: _TypeAlias = GrantCredentialResponse  # noqa: Y015
+
+@_typing.final
+class UngrantCredentialRequest(_message.Message):
+    """See UngrantCredential."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    credential_id: _builtins.str
+    """Which one."""
+    agent_id: _builtins.str
+    """From whom."""
+    def __init__(
+        self,
+        *,
+        credential_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "credential_id", b"credential_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UngrantCredentialRequest: _TypeAlias = UngrantCredentialRequest  # noqa: Y015
+
+@_typing.final
+class UngrantCredentialResponse(_message.Message):
+    """See UngrantCredential."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def credential(self) -> Global___Credential:
+        """The credential after the change."""
+
+    def __init__(
+        self,
+        *,
+        credential: Global___Credential | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UngrantCredentialResponse: _TypeAlias = UngrantCredentialResponse  # noqa: Y015
+
+@_typing.final
 class DeleteCredentialRequest(_message.Message):
     """See DeleteCredential."""
 
@@ -312,6 +526,9 @@ class RegisterAgentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AGENT_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    replace: _builtins.bool
+    """The keys of a known agent are replaced: requests signed with the old ones are refused from then on."""
     @_builtins.property
     def agent(self) -> Global___Agent:
         """The agent to make known."""
@@ -320,10 +537,11 @@ class RegisterAgentRequest(_message.Message):
         self,
         *,
         agent: Global___Agent | None = ...,
+        replace: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "replace", b"replace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,6 +51,21 @@ class CredentialServiceStub:
                 request_serializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.RotateCredentialRequest.SerializeToString,
                 response_deserializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.RotateCredentialResponse.FromString,
                 _registered_method=True)
+        self.BindCredential = channel.unary_unary(
+                '/sendense.credentials.v1.CredentialService/BindCredential',
+                request_serializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.BindCredentialRequest.SerializeToString,
+                response_deserializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.BindCredentialResponse.FromString,
+                _registered_method=True)
+        self.GrantCredential = channel.unary_unary(
+                '/sendense.credentials.v1.CredentialService/GrantCredential',
+                request_serializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.GrantCredentialRequest.SerializeToString,
+                response_deserializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.GrantCredentialResponse.FromString,
+                _registered_method=True)
+        self.UngrantCredential = channel.unary_unary(
+                '/sendense.credentials.v1.CredentialService/UngrantCredential',
+                request_serializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.UngrantCredentialRequest.SerializeToString,
+                response_deserializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.UngrantCredentialResponse.FromString,
+                _registered_method=True)
         self.DeleteCredential = channel.unary_unary(
                 '/sendense.credentials.v1.CredentialService/DeleteCredential',
                 request_serializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.DeleteCredentialRequest.SerializeToString,
@@ -94,14 +109,41 @@ class CredentialServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RotateCredential(self, request, context):
-        """Replaces the secret of a credential; open leases for the old secret end.
+        """Replaces the secret of a credential; open leases for the old secret end. Without `secret.endpoint` it stays
+        bound as it was; CREDENTIAL_UNREADABLE when that cannot be read any more, INVALID_REQUEST when it was bound to
+        nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BindCredential(self, request, context):
+        """Binds a credential to another vCenter's address and certificate; open leases end. The password stays.
+        CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GrantCredential(self, request, context):
+        """Lets an agent open a credential, with a lease for each operation. Granted already is a no-op.
+        CREDENTIAL_NOT_FOUND, AGENT_UNKNOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UngrantCredential(self, request, context):
+        """Takes a grant back; the open leases of that agent for that credential end. CREDENTIAL_NOT_FOUND;
+        CREDENTIAL_NOT_GRANTED when there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCredential(self, request, context):
-        """Deletes a credential and its leases. Deleting what is not there is CREDENTIAL_NOT_FOUND.
+        """Deletes a credential, its grants and its leases. CREDENTIAL_IN_USE while a lease of it waits to be used;
+        deleting what is not there is CREDENTIAL_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +151,7 @@ class CredentialServiceServicer:
 
     def RegisterAgent(self, request, context):
         """Makes an agent's public keys known. The same keys again are a no-op; other keys for a known agent are
-        refused with SITE_EXISTS: remove the agent first.
+        refused with SITE_EXISTS, unless they are to replace the old ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +165,7 @@ class CredentialServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveAgent(self, request, context):
-        """Forgets an agent; its open leases end. Forgetting what is not known is SITE_NOT_FOUND.
+        """Forgets an agent, its grants and its leases. Forgetting what is not known is SITE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,6 +188,21 @@ def add_CredentialServiceServicer_to_server(servicer, server):
                     servicer.RotateCredential,
                     request_deserializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.RotateCredentialRequest.FromString,
                     response_serializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.RotateCredentialResponse.SerializeToString,
+            ),
+            'BindCredential': grpc.unary_unary_rpc_method_handler(
+                    servicer.BindCredential,
+                    request_deserializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.BindCredentialRequest.FromString,
+                    response_serializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.BindCredentialResponse.SerializeToString,
+            ),
+            'GrantCredential': grpc.unary_unary_rpc_method_handler(
+                    servicer.GrantCredential,
+                    request_deserializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.GrantCredentialRequest.FromString,
+                    response_serializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.GrantCredentialResponse.SerializeToString,
+            ),
+            'UngrantCredential': grpc.unary_unary_rpc_method_handler(
+                    servicer.UngrantCredential,
+                    request_deserializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.UngrantCredentialRequest.FromString,
+                    response_serializer=sendense_dot_credentials_dot_v1_dot_credential__service__pb2.UngrantCredentialResponse.SerializeToString,
             ),
             'DeleteCredential': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteCredential,
@@ -251,6 +308,87 @@ class CredentialService:
             '/sendense.credentials.v1.CredentialService/RotateCredential',
             sendense_dot_credentials_dot_v1_dot_credential__service__pb2.RotateCredentialRequest.SerializeToString,
             sendense_dot_credentials_dot_v1_dot_credential__service__pb2.RotateCredentialResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BindCredential(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.credentials.v1.CredentialService/BindCredential',
+            sendense_dot_credentials_dot_v1_dot_credential__service__pb2.BindCredentialRequest.SerializeToString,
+            sendense_dot_credentials_dot_v1_dot_credential__service__pb2.BindCredentialResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GrantCredential(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.credentials.v1.CredentialService/GrantCredential',
+            sendense_dot_credentials_dot_v1_dot_credential__service__pb2.GrantCredentialRequest.SerializeToString,
+            sendense_dot_credentials_dot_v1_dot_credential__service__pb2.GrantCredentialResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UngrantCredential(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.credentials.v1.CredentialService/UngrantCredential',
+            sendense_dot_credentials_dot_v1_dot_credential__service__pb2.UngrantCredentialRequest.SerializeToString,
+            sendense_dot_credentials_dot_v1_dot_credential__service__pb2.UngrantCredentialResponse.FromString,
             options,
             channel_credentials,
             insecure,

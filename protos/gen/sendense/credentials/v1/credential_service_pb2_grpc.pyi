@@ -25,17 +25,34 @@ class CredentialServiceStub:
     ListCredentials: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.ListCredentialsRequest, _credential_service_pb2.ListCredentialsResponse]
     """Lists names, IDs, ages and key IDs; never a secret."""
     RotateCredential: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.RotateCredentialRequest, _credential_service_pb2.RotateCredentialResponse]
-    """Replaces the secret of a credential; open leases for the old secret end."""
+    """Replaces the secret of a credential; open leases for the old secret end. Without `secret.endpoint` it stays
+    bound as it was; CREDENTIAL_UNREADABLE when that cannot be read any more, INVALID_REQUEST when it was bound to
+    nothing.
+    """
+    BindCredential: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.BindCredentialRequest, _credential_service_pb2.BindCredentialResponse]
+    """Binds a credential to another vCenter's address and certificate; open leases end. The password stays.
+    CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE.
+    """
+    GrantCredential: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.GrantCredentialRequest, _credential_service_pb2.GrantCredentialResponse]
+    """Lets an agent open a credential, with a lease for each operation. Granted already is a no-op.
+    CREDENTIAL_NOT_FOUND, AGENT_UNKNOWN.
+    """
+    UngrantCredential: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.UngrantCredentialRequest, _credential_service_pb2.UngrantCredentialResponse]
+    """Takes a grant back; the open leases of that agent for that credential end. CREDENTIAL_NOT_FOUND;
+    CREDENTIAL_NOT_GRANTED when there is none.
+    """
     DeleteCredential: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.DeleteCredentialRequest, _credential_service_pb2.DeleteCredentialResponse]
-    """Deletes a credential and its leases. Deleting what is not there is CREDENTIAL_NOT_FOUND."""
+    """Deletes a credential, its grants and its leases. CREDENTIAL_IN_USE while a lease of it waits to be used;
+    deleting what is not there is CREDENTIAL_NOT_FOUND.
+    """
     RegisterAgent: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.RegisterAgentRequest, _credential_service_pb2.RegisterAgentResponse]
     """Makes an agent's public keys known. The same keys again are a no-op; other keys for a known agent are
-    refused with SITE_EXISTS: remove the agent first.
+    refused with SITE_EXISTS, unless they are to replace the old ones.
     """
     ListAgents: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.ListAgentsRequest, _credential_service_pb2.ListAgentsResponse]
     """Lists the known agents with their key fingerprints."""
     RemoveAgent: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.RemoveAgentRequest, _credential_service_pb2.RemoveAgentResponse]
-    """Forgets an agent; its open leases end. Forgetting what is not known is SITE_NOT_FOUND."""
+    """Forgets an agent, its grants and its leases. Forgetting what is not known is SITE_NOT_FOUND."""
 
 class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     """For operators, on the operators' socket: keeps secrets and the public keys of agents.
@@ -66,7 +83,40 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_service_pb2.RotateCredentialRequest,
         context: _aio.ServicerContext[_credential_service_pb2.RotateCredentialRequest, _abc.Awaitable[_credential_service_pb2.RotateCredentialResponse]],
     ) -> _abc.Awaitable[_credential_service_pb2.RotateCredentialResponse]:
-        """Replaces the secret of a credential; open leases for the old secret end."""
+        """Replaces the secret of a credential; open leases for the old secret end. Without `secret.endpoint` it stays
+        bound as it was; CREDENTIAL_UNREADABLE when that cannot be read any more, INVALID_REQUEST when it was bound to
+        nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def BindCredential(
+        self,
+        request: _credential_service_pb2.BindCredentialRequest,
+        context: _aio.ServicerContext[_credential_service_pb2.BindCredentialRequest, _abc.Awaitable[_credential_service_pb2.BindCredentialResponse]],
+    ) -> _abc.Awaitable[_credential_service_pb2.BindCredentialResponse]:
+        """Binds a credential to another vCenter's address and certificate; open leases end. The password stays.
+        CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def GrantCredential(
+        self,
+        request: _credential_service_pb2.GrantCredentialRequest,
+        context: _aio.ServicerContext[_credential_service_pb2.GrantCredentialRequest, _abc.Awaitable[_credential_service_pb2.GrantCredentialResponse]],
+    ) -> _abc.Awaitable[_credential_service_pb2.GrantCredentialResponse]:
+        """Lets an agent open a credential, with a lease for each operation. Granted already is a no-op.
+        CREDENTIAL_NOT_FOUND, AGENT_UNKNOWN.
+        """
+
+    @_abc_1.abstractmethod
+    def UngrantCredential(
+        self,
+        request: _credential_service_pb2.UngrantCredentialRequest,
+        context: _aio.ServicerContext[_credential_service_pb2.UngrantCredentialRequest, _abc.Awaitable[_credential_service_pb2.UngrantCredentialResponse]],
+    ) -> _abc.Awaitable[_credential_service_pb2.UngrantCredentialResponse]:
+        """Takes a grant back; the open leases of that agent for that credential end. CREDENTIAL_NOT_FOUND;
+        CREDENTIAL_NOT_GRANTED when there is none.
+        """
 
     @_abc_1.abstractmethod
     def DeleteCredential(
@@ -74,7 +124,9 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_service_pb2.DeleteCredentialRequest,
         context: _aio.ServicerContext[_credential_service_pb2.DeleteCredentialRequest, _abc.Awaitable[_credential_service_pb2.DeleteCredentialResponse]],
     ) -> _abc.Awaitable[_credential_service_pb2.DeleteCredentialResponse]:
-        """Deletes a credential and its leases. Deleting what is not there is CREDENTIAL_NOT_FOUND."""
+        """Deletes a credential, its grants and its leases. CREDENTIAL_IN_USE while a lease of it waits to be used;
+        deleting what is not there is CREDENTIAL_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def RegisterAgent(
@@ -83,7 +135,7 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_credential_service_pb2.RegisterAgentRequest, _abc.Awaitable[_credential_service_pb2.RegisterAgentResponse]],
     ) -> _abc.Awaitable[_credential_service_pb2.RegisterAgentResponse]:
         """Makes an agent's public keys known. The same keys again are a no-op; other keys for a known agent are
-        refused with SITE_EXISTS: remove the agent first.
+        refused with SITE_EXISTS, unless they are to replace the old ones.
         """
 
     @_abc_1.abstractmethod
@@ -100,6 +152,6 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_service_pb2.RemoveAgentRequest,
         context: _aio.ServicerContext[_credential_service_pb2.RemoveAgentRequest, _abc.Awaitable[_credential_service_pb2.RemoveAgentResponse]],
     ) -> _abc.Awaitable[_credential_service_pb2.RemoveAgentResponse]:
-        """Forgets an agent; its open leases end. Forgetting what is not known is SITE_NOT_FOUND."""
+        """Forgets an agent, its grants and its leases. Forgetting what is not known is SITE_NOT_FOUND."""
 
 def add_CredentialServiceServicer_to_server(servicer: CredentialServiceServicer, server: _aio.Server) -> None: ...

@@ -23,24 +23,29 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from sendense.common.v1 import role_pb2 as sendense_dot_common_dot_v1_dot_role__pb2
 from sendense.credentials.v1 import operation_pb2 as sendense_dot_credentials_dot_v1_dot_operation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+sendense/credentials/v1/lease_service.proto\x12\x17sendense.credentials.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'sendense/credentials/v1/operation.proto\"\x87\x01\n\x11IssueLeaseRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x35\n\toperation\x18\x03 \x01(\x0e\x32\".sendense.credentials.v1.Operation\x12\x12\n\nsubject_id\x18\x04 \x01(\t\"W\n\x12IssueLeaseResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"&\n\x12RevokeLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x15\n\x13RevokeLeaseResponse2\xdf\x01\n\x0cLeaseService\x12\x65\n\nIssueLease\x12*.sendense.credentials.v1.IssueLeaseRequest\x1a+.sendense.credentials.v1.IssueLeaseResponse\x12h\n\x0bRevokeLease\x12+.sendense.credentials.v1.RevokeLeaseRequest\x1a,.sendense.credentials.v1.RevokeLeaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+sendense/credentials/v1/lease_service.proto\x12\x17sendense.credentials.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsendense/common/v1/role.proto\x1a\'sendense/credentials/v1/operation.proto\"\x87\x01\n\x11IssueLeaseRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x35\n\toperation\x18\x03 \x01(\x0e\x32\".sendense.credentials.v1.Operation\x12\x12\n\nsubject_id\x18\x04 \x01(\t\"W\n\x12IssueLeaseResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"&\n\x12RevokeLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x15\n\x13RevokeLeaseResponse2\xeb\x01\n\x0cLeaseService\x12k\n\nIssueLease\x12*.sendense.credentials.v1.IssueLeaseRequest\x1a+.sendense.credentials.v1.IssueLeaseResponse\"\x04\xa0\xb8\x19\x04\x12n\n\x0bRevokeLease\x12+.sendense.credentials.v1.RevokeLeaseRequest\x1a,.sendense.credentials.v1.RevokeLeaseResponse\"\x04\xa0\xb8\x19\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.credentials.v1.lease_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ISSUELEASEREQUEST']._serialized_start=147
-  _globals['_ISSUELEASEREQUEST']._serialized_end=282
-  _globals['_ISSUELEASERESPONSE']._serialized_start=284
-  _globals['_ISSUELEASERESPONSE']._serialized_end=371
-  _globals['_REVOKELEASEREQUEST']._serialized_start=373
-  _globals['_REVOKELEASEREQUEST']._serialized_end=411
-  _globals['_REVOKELEASERESPONSE']._serialized_start=413
-  _globals['_REVOKELEASERESPONSE']._serialized_end=434
-  _globals['_LEASESERVICE']._serialized_start=437
-  _globals['_LEASESERVICE']._serialized_end=660
+  _globals['_LEASESERVICE'].methods_by_name['IssueLease']._loaded_options = None
+  _globals['_LEASESERVICE'].methods_by_name['IssueLease']._serialized_options = b'\240\270\031\004'
+  _globals['_LEASESERVICE'].methods_by_name['RevokeLease']._loaded_options = None
+  _globals['_LEASESERVICE'].methods_by_name['RevokeLease']._serialized_options = b'\240\270\031\004'
+  _globals['_ISSUELEASEREQUEST']._serialized_start=178
+  _globals['_ISSUELEASEREQUEST']._serialized_end=313
+  _globals['_ISSUELEASERESPONSE']._serialized_start=315
+  _globals['_ISSUELEASERESPONSE']._serialized_end=402
+  _globals['_REVOKELEASEREQUEST']._serialized_start=404
+  _globals['_REVOKELEASEREQUEST']._serialized_end=442
+  _globals['_REVOKELEASERESPONSE']._serialized_start=444
+  _globals['_REVOKELEASERESPONSE']._serialized_end=465
+  _globals['_LEASESERVICE']._serialized_start=468
+  _globals['_LEASESERVICE']._serialized_end=703
 # @@protoc_insertion_point(module_scope)

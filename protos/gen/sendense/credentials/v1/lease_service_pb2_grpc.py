@@ -52,14 +52,14 @@ class LeaseServiceServicer:
     """
 
     def IssueLease(self, request, context):
-        """Issues a lease. Fails with CREDENTIAL_NOT_FOUND or AGENT_UNKNOWN.
+        """Issues a lease. Fails with CREDENTIAL_NOT_FOUND, AGENT_UNKNOWN or CREDENTIAL_NOT_GRANTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeLease(self, request, context):
-        """Ends a lease that was not redeemed. Idempotent; unknown leases are fine.
+        """Ends a lease that was not redeemed: redeeming it is LEASE_REVOKED. Idempotent; unknown leases are fine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

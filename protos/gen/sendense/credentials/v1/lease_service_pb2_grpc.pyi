@@ -17,9 +17,9 @@ class LeaseServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     IssueLease: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.IssueLeaseRequest, _lease_service_pb2.IssueLeaseResponse]
-    """Issues a lease. Fails with CREDENTIAL_NOT_FOUND or AGENT_UNKNOWN."""
+    """Issues a lease. Fails with CREDENTIAL_NOT_FOUND, AGENT_UNKNOWN or CREDENTIAL_NOT_GRANTED."""
     RevokeLease: _aio.UnaryUnaryMultiCallable[_lease_service_pb2.RevokeLeaseRequest, _lease_service_pb2.RevokeLeaseResponse]
-    """Ends a lease that was not redeemed. Idempotent; unknown leases are fine."""
+    """Ends a lease that was not redeemed: redeeming it is LEASE_REVOKED. Idempotent; unknown leases are fine."""
 
 class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the hub, on the hub's socket: the right to let an agent open a credential. No secret passes here."""
@@ -30,7 +30,7 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lease_service_pb2.IssueLeaseRequest,
         context: _aio.ServicerContext[_lease_service_pb2.IssueLeaseRequest, _abc.Awaitable[_lease_service_pb2.IssueLeaseResponse]],
     ) -> _abc.Awaitable[_lease_service_pb2.IssueLeaseResponse]:
-        """Issues a lease. Fails with CREDENTIAL_NOT_FOUND or AGENT_UNKNOWN."""
+        """Issues a lease. Fails with CREDENTIAL_NOT_FOUND, AGENT_UNKNOWN or CREDENTIAL_NOT_GRANTED."""
 
     @_abc_1.abstractmethod
     def RevokeLease(
@@ -38,6 +38,6 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lease_service_pb2.RevokeLeaseRequest,
         context: _aio.ServicerContext[_lease_service_pb2.RevokeLeaseRequest, _abc.Awaitable[_lease_service_pb2.RevokeLeaseResponse]],
     ) -> _abc.Awaitable[_lease_service_pb2.RevokeLeaseResponse]:
-        """Ends a lease that was not redeemed. Idempotent; unknown leases are fine."""
+        """Ends a lease that was not redeemed: redeeming it is LEASE_REVOKED. Idempotent; unknown leases are fine."""
 
 def add_LeaseServiceServicer_to_server(servicer: LeaseServiceServicer, server: _aio.Server) -> None: ...

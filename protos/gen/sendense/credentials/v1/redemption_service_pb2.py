@@ -23,20 +23,23 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from sendense.common.v1 import role_pb2 as sendense_dot_common_dot_v1_dot_role__pb2
 from sendense.credentials.v1 import operation_pb2 as sendense_dot_credentials_dot_v1_dot_operation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0sendense/credentials/v1/redemption_service.proto\x12\x17sendense.credentials.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'sendense/credentials/v1/operation.proto\"\xc0\x01\n\x12RedeemLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x35\n\toperation\x18\x03 \x01(\x0e\x32\".sendense.credentials.v1.Operation\x12-\n\tsign_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05nonce\x18\x05 \x01(\x0c\x12\x11\n\tsignature\x18\x06 \x01(\x0c\",\n\x13RedeemLeaseResponse\x12\x15\n\rsealed_secret\x18\x01 \x01(\x0c\x32}\n\x11RedemptionService\x12h\n\x0bRedeemLease\x12+.sendense.credentials.v1.RedeemLeaseRequest\x1a,.sendense.credentials.v1.RedeemLeaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0sendense/credentials/v1/redemption_service.proto\x12\x17sendense.credentials.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsendense/common/v1/role.proto\x1a\'sendense/credentials/v1/operation.proto\"\xd7\x01\n\x12RedeemLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x35\n\toperation\x18\x03 \x01(\x0e\x32\".sendense.credentials.v1.Operation\x12-\n\tsign_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05nonce\x18\x05 \x01(\x0c\x12\x11\n\tsignature\x18\x06 \x01(\x0c\x12\x15\n\rcredential_id\x18\x07 \x01(\t\",\n\x13RedeemLeaseResponse\x12\x15\n\rsealed_secret\x18\x01 \x01(\x0c\x32\x83\x01\n\x11RedemptionService\x12n\n\x0bRedeemLease\x12+.sendense.credentials.v1.RedeemLeaseRequest\x1a,.sendense.credentials.v1.RedeemLeaseResponse\"\x04\xa0\xb8\x19\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.credentials.v1.redemption_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REDEEMLEASEREQUEST']._serialized_start=152
-  _globals['_REDEEMLEASEREQUEST']._serialized_end=344
-  _globals['_REDEEMLEASERESPONSE']._serialized_start=346
-  _globals['_REDEEMLEASERESPONSE']._serialized_end=390
-  _globals['_REDEMPTIONSERVICE']._serialized_start=392
-  _globals['_REDEMPTIONSERVICE']._serialized_end=517
+  _globals['_REDEMPTIONSERVICE'].methods_by_name['RedeemLease']._loaded_options = None
+  _globals['_REDEMPTIONSERVICE'].methods_by_name['RedeemLease']._serialized_options = b'\240\270\031\004'
+  _globals['_REDEEMLEASEREQUEST']._serialized_start=183
+  _globals['_REDEEMLEASEREQUEST']._serialized_end=398
+  _globals['_REDEEMLEASERESPONSE']._serialized_start=400
+  _globals['_REDEEMLEASERESPONSE']._serialized_end=444
+  _globals['_REDEMPTIONSERVICE']._serialized_start=447
+  _globals['_REDEMPTIONSERVICE']._serialized_end=578
 # @@protoc_insertion_point(module_scope)

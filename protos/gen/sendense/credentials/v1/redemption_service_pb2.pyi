@@ -30,6 +30,7 @@ class RedeemLeaseRequest(_message.Message):
     SIGN_TIME_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     """The lease, from the hub."""
     agent_id: _builtins.str
@@ -40,6 +41,8 @@ class RedeemLeaseRequest(_message.Message):
     """16 random bytes."""
     signature: _builtins.bytes
     """Ed25519 over the canonical form of the fields above (sendense_common/keys/lease_seal.py)."""
+    credential_id: _builtins.str
+    """The credential that the lease opens, as the hub named it; must be the lease's. Signed too."""
     @_builtins.property
     def sign_time(self) -> _timestamp_pb2.Timestamp:
         """When it was signed; more than 5 minutes off is refused."""
@@ -53,10 +56,11 @@ class RedeemLeaseRequest(_message.Message):
         sign_time: _timestamp_pb2.Timestamp | None = ...,
         nonce: _builtins.bytes = ...,
         signature: _builtins.bytes = ...,
+        credential_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sign_time", b"sign_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "lease_id", b"lease_id", "nonce", b"nonce", "operation", b"operation", "sign_time", b"sign_time", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "credential_id", b"credential_id", "lease_id", b"lease_id", "nonce", b"nonce", "operation", b"operation", "sign_time", b"sign_time", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -70,8 +74,8 @@ class RedeemLeaseResponse(_message.Message):
 
     SEALED_SECRET_FIELD_NUMBER: _builtins.int
     sealed_secret: _builtins.bytes
-    """HPKE sealed Secret message: encapsulated key and ciphertext. Its `info` binds lease (and with it the
-    credential), agent, operation and nonce; padding hides the length (sendense_common/keys/lease_seal.py).
+    """HPKE sealed Secret message: encapsulated key and ciphertext. Its `info` binds lease, credential,
+    agent, operation and nonce; padding hides the length (sendense_common/keys/lease_seal.py).
     """
     def __init__(
         self,

@@ -18,7 +18,8 @@ class RedemptionServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     RedeemLease: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.RedeemLeaseRequest, _redemption_service_pb2.RedeemLeaseResponse]
     """Answers with the secret sealed to the agent's X25519 key (HPKE, RFC 9180). The lease is used up by the
-    first request whose signature is right. LEASE_INVALID, LEASE_EXPIRED, SIGNATURE_INVALID, AGENT_UNKNOWN;
+    first request whose signature is right. CLOCKS_DIFFER, LEASE_INVALID, LEASE_USED, LEASE_REVOKED, LEASE_EXPIRED,
+    SIGNATURE_INVALID, AGENT_UNKNOWN; VERSION_NOT_SUPPORTED for an agent that names no credential;
     CREDENTIAL_UNREADABLE when the stored secret does not open.
     """
 
@@ -32,7 +33,8 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_redemption_service_pb2.RedeemLeaseRequest, _abc.Awaitable[_redemption_service_pb2.RedeemLeaseResponse]],
     ) -> _abc.Awaitable[_redemption_service_pb2.RedeemLeaseResponse]:
         """Answers with the secret sealed to the agent's X25519 key (HPKE, RFC 9180). The lease is used up by the
-        first request whose signature is right. LEASE_INVALID, LEASE_EXPIRED, SIGNATURE_INVALID, AGENT_UNKNOWN;
+        first request whose signature is right. CLOCKS_DIFFER, LEASE_INVALID, LEASE_USED, LEASE_REVOKED, LEASE_EXPIRED,
+        SIGNATURE_INVALID, AGENT_UNKNOWN; VERSION_NOT_SUPPORTED for an agent that names no credential;
         CREDENTIAL_UNREADABLE when the stored secret does not open.
         """
 

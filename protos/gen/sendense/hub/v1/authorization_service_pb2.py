@@ -22,27 +22,40 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from sendense.common.v1 import role_pb2 as sendense_dot_common_dot_v1_dot_role__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+sendense/hub/v1/authorization_service.proto\x12\x0fsendense.hub.v1\")\n\x12IdentifyKeyRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\'\n\x13IdentifyKeyResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"7\n\x10\x41uthorizeRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"(\n\x11\x41uthorizeResponse\x12\x13\n\x0bsocket_path\x18\x01 \x01(\t\"\x19\n\x17WatchRevocationsRequest\"?\n\x18WatchRevocationsResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t2\xaf\x02\n\x14\x41uthorizationService\x12X\n\x0bIdentifyKey\x12#.sendense.hub.v1.IdentifyKeyRequest\x1a$.sendense.hub.v1.IdentifyKeyResponse\x12R\n\tAuthorize\x12!.sendense.hub.v1.AuthorizeRequest\x1a\".sendense.hub.v1.AuthorizeResponse\x12i\n\x10WatchRevocations\x12(.sendense.hub.v1.WatchRevocationsRequest\x1a).sendense.hub.v1.WatchRevocationsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+sendense/hub/v1/authorization_service.proto\x12\x0fsendense.hub.v1\x1a\x1dsendense/common/v1/role.proto\")\n\x12IdentifyKeyRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\'\n\x13IdentifyKeyResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"7\n\x10\x41uthorizeRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"(\n\x11\x41uthorizeResponse\x12\x13\n\x0bsocket_path\x18\x01 \x01(\t\"\xb0\x01\n\x14ReportRefusalRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x18\n\x10\x63laimed_agent_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07request\x18\x05 \x01(\t\x12\x0e\n\x06target\x18\x06 \x01(\t\x12\r\n\x05\x63\x61use\x18\x07 \x01(\t\x12\x16\n\x0eleft_out_count\x18\x08 \x01(\x03\"\x17\n\x15ReportRefusalResponse\"\x19\n\x17WatchRevocationsRequest\"?\n\x18WatchRevocationsResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t2\xa7\x03\n\x14\x41uthorizationService\x12^\n\x0bIdentifyKey\x12#.sendense.hub.v1.IdentifyKeyRequest\x1a$.sendense.hub.v1.IdentifyKeyResponse\"\x04\xa0\xb8\x19\x04\x12X\n\tAuthorize\x12!.sendense.hub.v1.AuthorizeRequest\x1a\".sendense.hub.v1.AuthorizeResponse\"\x04\xa0\xb8\x19\x04\x12o\n\x10WatchRevocations\x12(.sendense.hub.v1.WatchRevocationsRequest\x1a).sendense.hub.v1.WatchRevocationsResponse\"\x04\xa0\xb8\x19\x04\x30\x01\x12\x64\n\rReportRefusal\x12%.sendense.hub.v1.ReportRefusalRequest\x1a&.sendense.hub.v1.ReportRefusalResponse\"\x04\xa0\xb8\x19\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.hub.v1.authorization_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IDENTIFYKEYREQUEST']._serialized_start=64
-  _globals['_IDENTIFYKEYREQUEST']._serialized_end=105
-  _globals['_IDENTIFYKEYRESPONSE']._serialized_start=107
-  _globals['_IDENTIFYKEYRESPONSE']._serialized_end=146
-  _globals['_AUTHORIZEREQUEST']._serialized_start=148
-  _globals['_AUTHORIZEREQUEST']._serialized_end=203
-  _globals['_AUTHORIZERESPONSE']._serialized_start=205
-  _globals['_AUTHORIZERESPONSE']._serialized_end=245
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=247
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=272
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=274
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=337
-  _globals['_AUTHORIZATIONSERVICE']._serialized_start=340
-  _globals['_AUTHORIZATIONSERVICE']._serialized_end=643
+  _globals['_AUTHORIZATIONSERVICE'].methods_by_name['IdentifyKey']._loaded_options = None
+  _globals['_AUTHORIZATIONSERVICE'].methods_by_name['IdentifyKey']._serialized_options = b'\240\270\031\004'
+  _globals['_AUTHORIZATIONSERVICE'].methods_by_name['Authorize']._loaded_options = None
+  _globals['_AUTHORIZATIONSERVICE'].methods_by_name['Authorize']._serialized_options = b'\240\270\031\004'
+  _globals['_AUTHORIZATIONSERVICE'].methods_by_name['WatchRevocations']._loaded_options = None
+  _globals['_AUTHORIZATIONSERVICE'].methods_by_name['WatchRevocations']._serialized_options = b'\240\270\031\004'
+  _globals['_AUTHORIZATIONSERVICE'].methods_by_name['ReportRefusal']._loaded_options = None
+  _globals['_AUTHORIZATIONSERVICE'].methods_by_name['ReportRefusal']._serialized_options = b'\240\270\031\004'
+  _globals['_IDENTIFYKEYREQUEST']._serialized_start=95
+  _globals['_IDENTIFYKEYREQUEST']._serialized_end=136
+  _globals['_IDENTIFYKEYRESPONSE']._serialized_start=138
+  _globals['_IDENTIFYKEYRESPONSE']._serialized_end=177
+  _globals['_AUTHORIZEREQUEST']._serialized_start=179
+  _globals['_AUTHORIZEREQUEST']._serialized_end=234
+  _globals['_AUTHORIZERESPONSE']._serialized_start=236
+  _globals['_AUTHORIZERESPONSE']._serialized_end=276
+  _globals['_REPORTREFUSALREQUEST']._serialized_start=279
+  _globals['_REPORTREFUSALREQUEST']._serialized_end=455
+  _globals['_REPORTREFUSALRESPONSE']._serialized_start=457
+  _globals['_REPORTREFUSALRESPONSE']._serialized_end=480
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=482
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=507
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=509
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=572
+  _globals['_AUTHORIZATIONSERVICE']._serialized_start=575
+  _globals['_AUTHORIZATIONSERVICE']._serialized_end=998
 # @@protoc_insertion_point(module_scope)

@@ -109,6 +109,73 @@ class AuthorizeResponse(_message.Message):
 Global___AuthorizeResponse: _TypeAlias = AuthorizeResponse  # noqa: Y015
 
 @_typing.final
+class ReportRefusalRequest(_message.Message):
+    """See ReportRefusal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    CLAIMED_AGENT_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_COUNT_FIELD_NUMBER: _builtins.int
+    fingerprint: _builtins.str
+    """The key that logged in, or was shown last; "none" before any."""
+    agent_id: _builtins.str
+    """Whose key it is; empty before the login."""
+    claimed_agent_id: _builtins.str
+    """What it said it was, before the login."""
+    address: _builtins.str
+    """Address it came from."""
+    request: _builtins.str
+    """What was asked for: "login", "open", "listen", "session", "direct-tcpip", …"""
+    target: _builtins.str
+    """Its name, as "nbd/<export>" or "169.254.169.254:80"."""
+    cause: _builtins.str
+    """Why not."""
+    left_out_count: _builtins.int
+    """Refusals before this one that could not be reported."""
+    def __init__(
+        self,
+        *,
+        fingerprint: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        claimed_agent_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        request: _builtins.str = ...,
+        target: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        left_out_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_id", b"agent_id", "cause", b"cause", "claimed_agent_id", b"claimed_agent_id", "fingerprint", b"fingerprint", "left_out_count", b"left_out_count", "request", b"request", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportRefusalRequest: _TypeAlias = ReportRefusalRequest  # noqa: Y015
+
+@_typing.final
+class ReportRefusalResponse(_message.Message):
+    """See ReportRefusal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportRefusalResponse: _TypeAlias = ReportRefusalResponse  # noqa: Y015
+
+@_typing.final
 class WatchRevocationsRequest(_message.Message):
     """See WatchRevocations."""
 

@@ -50,6 +50,11 @@ class AuthorizationServiceStub:
                 request_serializer=sendense_dot_hub_dot_v1_dot_authorization__service__pb2.WatchRevocationsRequest.SerializeToString,
                 response_deserializer=sendense_dot_hub_dot_v1_dot_authorization__service__pb2.WatchRevocationsResponse.FromString,
                 _registered_method=True)
+        self.ReportRefusal = channel.unary_unary(
+                '/sendense.hub.v1.AuthorizationService/ReportRefusal',
+                request_serializer=sendense_dot_hub_dot_v1_dot_authorization__service__pb2.ReportRefusalRequest.SerializeToString,
+                response_deserializer=sendense_dot_hub_dot_v1_dot_authorization__service__pb2.ReportRefusalResponse.FromString,
+                _registered_method=True)
 
 
 class AuthorizationServiceServicer:
@@ -78,6 +83,13 @@ class AuthorizationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportRefusal(self, request, context):
+        """Has a refusal recorded in the hub's audit log. Not idempotent: each call is a record.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthorizationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +107,11 @@ def add_AuthorizationServiceServicer_to_server(servicer, server):
                     servicer.WatchRevocations,
                     request_deserializer=sendense_dot_hub_dot_v1_dot_authorization__service__pb2.WatchRevocationsRequest.FromString,
                     response_serializer=sendense_dot_hub_dot_v1_dot_authorization__service__pb2.WatchRevocationsResponse.SerializeToString,
+            ),
+            'ReportRefusal': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportRefusal,
+                    request_deserializer=sendense_dot_hub_dot_v1_dot_authorization__service__pb2.ReportRefusalRequest.FromString,
+                    response_serializer=sendense_dot_hub_dot_v1_dot_authorization__service__pb2.ReportRefusalResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +196,33 @@ class AuthorizationService:
             '/sendense.hub.v1.AuthorizationService/WatchRevocations',
             sendense_dot_hub_dot_v1_dot_authorization__service__pb2.WatchRevocationsRequest.SerializeToString,
             sendense_dot_hub_dot_v1_dot_authorization__service__pb2.WatchRevocationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportRefusal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.hub.v1.AuthorizationService/ReportRefusal',
+            sendense_dot_hub_dot_v1_dot_authorization__service__pb2.ReportRefusalRequest.SerializeToString,
+            sendense_dot_hub_dot_v1_dot_authorization__service__pb2.ReportRefusalResponse.FromString,
             options,
             channel_credentials,
             insecure,

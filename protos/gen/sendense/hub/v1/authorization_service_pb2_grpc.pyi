@@ -24,6 +24,8 @@ class AuthorizationServiceStub:
     """
     WatchRevocations: _aio.UnaryStreamMultiCallable[_authorization_service_pb2.WatchRevocationsRequest, _authorization_service_pb2.WatchRevocationsResponse]
     """Says what is no longer permitted, as it happens; the gateway closes it."""
+    ReportRefusal: _aio.UnaryUnaryMultiCallable[_authorization_service_pb2.ReportRefusalRequest, _authorization_service_pb2.ReportRefusalResponse]
+    """Has a refusal recorded in the hub's audit log. Not idempotent: each call is a record."""
 
 class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the hub's gateways only, on a private socket: who may open what."""
@@ -53,5 +55,13 @@ class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_authorization_service_pb2.WatchRevocationsRequest, _abc.AsyncIterator[_authorization_service_pb2.WatchRevocationsResponse]],
     ) -> _abc.AsyncIterator[_authorization_service_pb2.WatchRevocationsResponse]:
         """Says what is no longer permitted, as it happens; the gateway closes it."""
+
+    @_abc_1.abstractmethod
+    def ReportRefusal(
+        self,
+        request: _authorization_service_pb2.ReportRefusalRequest,
+        context: _aio.ServicerContext[_authorization_service_pb2.ReportRefusalRequest, _abc.Awaitable[_authorization_service_pb2.ReportRefusalResponse]],
+    ) -> _abc.Awaitable[_authorization_service_pb2.ReportRefusalResponse]:
+        """Has a refusal recorded in the hub's audit log. Not idempotent: each call is a record."""
 
 def add_AuthorizationServiceServicer_to_server(servicer: AuthorizationServiceServicer, server: _aio.Server) -> None: ...

@@ -22,20 +22,23 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from sendense.common.v1 import role_pb2 as sendense_dot_common_dot_v1_dot_role__pb2
 from sendense.hub.v1 import job_pb2 as sendense_dot_hub_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sendense/hub/v1/backup_service.proto\x12\x0fsendense.hub.v1\x1a\x19sendense/hub/v1/job.proto\"\xb9\x01\n\x12StartBackupRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02vm\x18\x02 \x01(\t\x12\x14\n\x0cvcenter_name\x18\x03 \x01(\t\x12)\n\x04mode\x18\x04 \x01(\x0e\x32\x1b.sendense.hub.v1.BackupMode\x12)\n\x07quiesce\x18\x05 \x01(\x0e\x32\x18.sendense.hub.v1.Quiesce\x12\x17\n\x0frepository_name\x18\x06 \x01(\t\"8\n\x13StartBackupResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sendense.hub.v1.Job2i\n\rBackupService\x12X\n\x0bStartBackup\x12#.sendense.hub.v1.StartBackupRequest\x1a$.sendense.hub.v1.StartBackupResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sendense/hub/v1/backup_service.proto\x12\x0fsendense.hub.v1\x1a\x1dsendense/common/v1/role.proto\x1a\x19sendense/hub/v1/job.proto\"\xb9\x01\n\x12StartBackupRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02vm\x18\x02 \x01(\t\x12\x14\n\x0cvcenter_name\x18\x03 \x01(\t\x12)\n\x04mode\x18\x04 \x01(\x0e\x32\x1b.sendense.hub.v1.BackupMode\x12)\n\x07quiesce\x18\x05 \x01(\x0e\x32\x18.sendense.hub.v1.Quiesce\x12\x17\n\x0frepository_name\x18\x06 \x01(\t\"8\n\x13StartBackupResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sendense.hub.v1.Job2o\n\rBackupService\x12^\n\x0bStartBackup\x12#.sendense.hub.v1.StartBackupRequest\x1a$.sendense.hub.v1.StartBackupResponse\"\x04\xa0\xb8\x19\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.hub.v1.backup_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STARTBACKUPREQUEST']._serialized_start=85
-  _globals['_STARTBACKUPREQUEST']._serialized_end=270
-  _globals['_STARTBACKUPRESPONSE']._serialized_start=272
-  _globals['_STARTBACKUPRESPONSE']._serialized_end=328
-  _globals['_BACKUPSERVICE']._serialized_start=330
-  _globals['_BACKUPSERVICE']._serialized_end=435
+  _globals['_BACKUPSERVICE'].methods_by_name['StartBackup']._loaded_options = None
+  _globals['_BACKUPSERVICE'].methods_by_name['StartBackup']._serialized_options = b'\240\270\031\002'
+  _globals['_STARTBACKUPREQUEST']._serialized_start=116
+  _globals['_STARTBACKUPREQUEST']._serialized_end=301
+  _globals['_STARTBACKUPRESPONSE']._serialized_start=303
+  _globals['_STARTBACKUPRESPONSE']._serialized_end=359
+  _globals['_BACKUPSERVICE']._serialized_start=361
+  _globals['_BACKUPSERVICE']._serialized_end=472
 # @@protoc_insertion_point(module_scope)

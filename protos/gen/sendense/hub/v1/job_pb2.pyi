@@ -41,6 +41,8 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     """Ended: see failure. Nothing of it is left."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 6
     """Ended: cancelled by an operator. Nothing of it is left."""
+    JOB_STATE_WAITING: _JobState.ValueType  # 7
+    """Interrupted: its next attempt waits for its time, or for what is missing. See Job.interruptions."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
     """Where a job is in its life."""
@@ -59,6 +61,8 @@ JOB_STATE_FAILED: JobState.ValueType  # 5
 """Ended: see failure. Nothing of it is left."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 6
 """Ended: cancelled by an operator. Nothing of it is left."""
+JOB_STATE_WAITING: JobState.ValueType  # 7
+"""Interrupted: its next attempt waits for its time, or for what is missing. See Job.interruptions."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 class _JobPhase:
@@ -87,7 +91,7 @@ class _JobPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobPhase.Val
     """Ended."""
 
 class JobPhase(_JobPhase, metaclass=_JobPhaseEnumTypeWrapper):
-    """What a running job is doing. Phases only go forward."""
+    """What a running job is doing. Phases only go forward within an attempt."""
 
 JOB_PHASE_UNSPECIFIED: JobPhase.ValueType  # 0
 """Not set."""
@@ -224,6 +228,7 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     ENDED_IN_PHASE_FIELD_NUMBER: _builtins.int
     SITE_NAME_FIELD_NUMBER: _builtins.int
+    INTERRUPTIONS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID."""
     vcenter_name: _builtins.str
@@ -278,6 +283,10 @@ class Job(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def interruptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobInterruption]:
+        """What interrupted its attempts, oldest first. Of a waiting job, the last one says what it waits for."""
+
     def __init__(
         self,
         *,
@@ -302,14 +311,71 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         ended_in_phase: Global___JobPhase.ValueType = ...,
         site_name: _builtins.str = ...,
+        interruptions: _abc.Iterable[Global___JobInterruption] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "disks", b"disks", "end_time", b"end_time", "ended_in_phase", b"ended_in_phase", "failure", b"failure", "job_id", b"job_id", "mode", b"mode", "phase", b"phase", "point_id", b"point_id", "quiesce", b"quiesce", "quiesce_result", b"quiesce_result", "repository_name", b"repository_name", "site_name", b"site_name", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "vcenter_name", b"vcenter_name", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "disks", b"disks", "end_time", b"end_time", "ended_in_phase", b"ended_in_phase", "failure", b"failure", "interruptions", b"interruptions", "job_id", b"job_id", "mode", b"mode", "phase", b"phase", "point_id", b"point_id", "quiesce", b"quiesce", "quiesce_result", b"quiesce_result", "repository_name", b"repository_name", "site_name", b"site_name", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "vcenter_name", b"vcenter_name", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class JobInterruption(_message.Message):
+    """An attempt that ended early, and what became of its work."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    RECOPIED_BYTES_FIELD_NUMBER: _builtins.int
+    NEXT_TRY_TIME_FIELD_NUMBER: _builtins.int
+    WENT_ON_FIELD_NUMBER: _builtins.int
+    FRUITLESS_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """The attempt."""
+    phase: Global___JobPhase.ValueType
+    """Phase it was in."""
+    recopied_bytes: _builtins.int
+    """Data that it had written and that no checkpoint covered, as far as is known: it is copied again."""
+    went_on: _builtins.str
+    """How the next attempt went on: "same_snapshot", "new_snapshot" or "from_the_start"; empty: it has not yet."""
+    fruitless_attempts: _builtins.int
+    """How many attempts in a row, up to this one, ended before anything more was stored; 0: this one got further."""
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why it ended."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    @_builtins.property
+    def next_try_time(self) -> _timestamp_pb2.Timestamp:
+        """When the next attempt is tried, while the job waits for it."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        phase: Global___JobPhase.ValueType = ...,
+        recopied_bytes: _builtins.int = ...,
+        next_try_time: _timestamp_pb2.Timestamp | None = ...,
+        went_on: _builtins.str = ...,
+        fruitless_attempts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "next_try_time", b"next_try_time", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "failure", b"failure", "fruitless_attempts", b"fruitless_attempts", "next_try_time", b"next_try_time", "phase", b"phase", "recopied_bytes", b"recopied_bytes", "time", b"time", "went_on", b"went_on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobInterruption: _TypeAlias = JobInterruption  # noqa: Y015
 
 @_typing.final
 class JobDisk(_message.Message):
@@ -330,6 +396,9 @@ class JobDisk(_message.Message):
     ZERO_BYTES_FIELD_NUMBER: _builtins.int
     WIRE_BYTES_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    RECOPIED_BYTES_FIELD_NUMBER: _builtins.int
+    AUDITED_BYTES_FIELD_NUMBER: _builtins.int
+    AUDIT_MISMATCHES_FIELD_NUMBER: _builtins.int
     key: _builtins.int
     """Device key."""
     label: _builtins.str
@@ -343,7 +412,7 @@ class JobDisk(_message.Message):
     mode_reason: _builtins.str
     """Why a full and not an incremental, or why it is not protected."""
     planned_read_bytes: _builtins.int
-    """Bytes to read from the source."""
+    """Bytes to read from the source, over all attempts."""
     changed_bytes: _builtins.int
     """Bytes changed since the previous point, or allocated."""
     read_bytes: _builtins.int
@@ -356,6 +425,12 @@ class JobDisk(_message.Message):
     """Sent on the wire so far, everything included."""
     seconds: _builtins.float
     """Seconds of copying so far."""
+    recopied_bytes: _builtins.int
+    """Of copied_bytes, what was copied more than once because attempts were interrupted."""
+    audited_bytes: _builtins.int
+    """Read again so far although it did not change, and compared with the previous point; not part of read_bytes."""
+    audit_mismatches: _builtins.int
+    """Ranges among these that differed: changed block tracking has left them out."""
     def __init__(
         self,
         *,
@@ -372,10 +447,13 @@ class JobDisk(_message.Message):
         zero_bytes: _builtins.int = ...,
         wire_bytes: _builtins.int = ...,
         seconds: _builtins.float = ...,
+        recopied_bytes: _builtins.int = ...,
+        audited_bytes: _builtins.int = ...,
+        audit_mismatches: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "changed_bytes", b"changed_bytes", "copied_bytes", b"copied_bytes", "key", b"key", "label", b"label", "mode", b"mode", "mode_reason", b"mode_reason", "planned_read_bytes", b"planned_read_bytes", "read_bytes", b"read_bytes", "seconds", b"seconds", "state", b"state", "wire_bytes", b"wire_bytes", "zero_bytes", b"zero_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_mismatches", b"audit_mismatches", "audited_bytes", b"audited_bytes", "capacity_bytes", b"capacity_bytes", "changed_bytes", b"changed_bytes", "copied_bytes", b"copied_bytes", "key", b"key", "label", b"label", "mode", b"mode", "mode_reason", b"mode_reason", "planned_read_bytes", b"planned_read_bytes", "read_bytes", b"read_bytes", "recopied_bytes", b"recopied_bytes", "seconds", b"seconds", "state", b"state", "wire_bytes", b"wire_bytes", "zero_bytes", b"zero_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,45 +23,58 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from sendense.common.v1 import role_pb2 as sendense_dot_common_dot_v1_dot_role__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sendense/hub/v1/point_service.proto\x12\x0fsendense.hub.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x03\n\x0cRestorePoint\x12\x10\n\x08point_id\x18\x01 \x01(\t\x12\x14\n\x0cvcenter_name\x18\x02 \x01(\t\x12\x0f\n\x07vm_name\x18\x03 \x01(\t\x12\x18\n\x10vm_instance_uuid\x18\x04 \x01(\t\x12\x14\n\x0cvcenter_uuid\x18\x05 \x01(\t\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.sendense.hub.v1.PointState\x12\x31\n\rsnapshot_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcomplete_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0equiesce_result\x18\t \x01(\t\x12)\n\x05\x64isks\x18\n \x03(\x0b\x32\x1a.sendense.hub.v1.PointDisk\x12\x0e\n\x06job_id\x18\x0b \x01(\t\x12\x17\n\x0frepository_name\x18\x0c \x01(\t\x12\x11\n\tdirectory\x18\r \x01(\t\x12\x0c\n\x04kind\x18\x0e \x01(\t\x12\x1b\n\x13\x64\x65pendant_point_ids\x18\x0f \x03(\t\x12\x19\n\x11unprotected_disks\x18\x10 \x03(\t\"\xfc\x01\n\tPointDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04mode\x18\x04 \x01(\t\x12\x12\n\nlayer_file\x18\x05 \x01(\t\x12\x17\n\x0fparent_point_id\x18\x06 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x07 \x01(\x03\x12\x14\n\x0c\x63opied_bytes\x18\x08 \x01(\x03\x12\x11\n\tchange_id\x18\t \x01(\t\x12\x16\n\x0e\x64isk_object_id\x18\n \x01(\t\x12\x14\n\x0c\x62\x61\x63king_uuid\x18\x0b \x01(\t\x12\x13\n\x0bmode_reason\x18\x0c \x01(\t\"#\n\x0fGetPointRequest\x12\x10\n\x08point_id\x18\x01 \x01(\t\"@\n\x10GetPointResponse\x12,\n\x05point\x18\x01 \x01(\x0b\x32\x1d.sendense.hub.v1.RestorePoint\"\\\n\x11ListPointsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x14\n\x0cvcenter_name\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"\\\n\x12ListPointsResponse\x12-\n\x06points\x18\x01 \x03(\x0b\x32\x1d.sendense.hub.v1.RestorePoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12VerifyPointRequest\x12\x10\n\x08point_id\x18\x01 \x01(\t\"\x8c\x01\n\x13VerifyPointResponse\x12\x10\n\x08\x64isk_key\x18\x01 \x01(\x05\x12\x12\n\nread_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x12,\n\x07\x64igests\x18\x05 \x03(\x0b\x32\x1b.sendense.hub.v1.DiskDigest\".\n\nDiskDigest\x12\x10\n\x08\x64isk_key\x18\x01 \x01(\x05\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"y\n\x11\x45xportDiskRequest\x12\x10\n\x08point_id\x18\x01 \x01(\t\x12\x10\n\x08\x64isk_key\x18\x02 \x01(\x05\x12+\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1b.sendense.hub.v1.DiskFormat\x12\x13\n\x0boutput_path\x18\x04 \x01(\t\"G\n\x12\x45xportDiskResponse\x12\x0f\n\x07percent\x18\x01 \x01(\x01\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x12\n\nfile_bytes\x18\x03 \x01(\x03\"&\n\x12\x44\x65letePointRequest\x12\x10\n\x08point_id\x18\x01 \x01(\t\"*\n\x13\x44\x65letePointResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03*v\n\nPointState\x12\x1b\n\x17POINT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13POINT_STATE_WRITING\x10\x01\x12\x18\n\x14POINT_STATE_COMPLETE\x10\x02\x12\x18\n\x14POINT_STATE_DELETING\x10\x03*k\n\nDiskFormat\x12\x1b\n\x17\x44ISK_FORMAT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44ISK_FORMAT_RAW\x10\x01\x12\x15\n\x11\x44ISK_FORMAT_QCOW2\x10\x02\x12\x14\n\x10\x44ISK_FORMAT_VMDK\x10\x03\x32\xc5\x03\n\x0cPointService\x12O\n\x08GetPoint\x12 .sendense.hub.v1.GetPointRequest\x1a!.sendense.hub.v1.GetPointResponse\x12U\n\nListPoints\x12\".sendense.hub.v1.ListPointsRequest\x1a#.sendense.hub.v1.ListPointsResponse\x12Z\n\x0bVerifyPoint\x12#.sendense.hub.v1.VerifyPointRequest\x1a$.sendense.hub.v1.VerifyPointResponse0\x01\x12W\n\nExportDisk\x12\".sendense.hub.v1.ExportDiskRequest\x1a#.sendense.hub.v1.ExportDiskResponse0\x01\x12X\n\x0b\x44\x65letePoint\x12#.sendense.hub.v1.DeletePointRequest\x1a$.sendense.hub.v1.DeletePointResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sendense/hub/v1/point_service.proto\x12\x0fsendense.hub.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsendense/common/v1/role.proto\"\xce\x03\n\x0cRestorePoint\x12\x10\n\x08point_id\x18\x01 \x01(\t\x12\x14\n\x0cvcenter_name\x18\x02 \x01(\t\x12\x0f\n\x07vm_name\x18\x03 \x01(\t\x12\x18\n\x10vm_instance_uuid\x18\x04 \x01(\t\x12\x14\n\x0cvcenter_uuid\x18\x05 \x01(\t\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.sendense.hub.v1.PointState\x12\x31\n\rsnapshot_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcomplete_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0equiesce_result\x18\t \x01(\t\x12)\n\x05\x64isks\x18\n \x03(\x0b\x32\x1a.sendense.hub.v1.PointDisk\x12\x0e\n\x06job_id\x18\x0b \x01(\t\x12\x17\n\x0frepository_name\x18\x0c \x01(\t\x12\x11\n\tdirectory\x18\r \x01(\t\x12\x0c\n\x04kind\x18\x0e \x01(\t\x12\x1b\n\x13\x64\x65pendant_point_ids\x18\x0f \x03(\t\x12\x19\n\x11unprotected_disks\x18\x10 \x03(\t\"\xda\x02\n\tPointDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04mode\x18\x04 \x01(\t\x12\x12\n\nlayer_file\x18\x05 \x01(\t\x12\x17\n\x0fparent_point_id\x18\x06 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x07 \x01(\x03\x12\x14\n\x0c\x63opied_bytes\x18\x08 \x01(\x03\x12\x11\n\tchange_id\x18\t \x01(\t\x12\x16\n\x0e\x64isk_object_id\x18\n \x01(\t\x12\x14\n\x0c\x62\x61\x63king_uuid\x18\x0b \x01(\t\x12\x13\n\x0bmode_reason\x18\x0c \x01(\t\x12/\n\x0bverify_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06\x64\x61mage\x18\x0e \x01(\x0b\x32\x1b.sendense.hub.v1.DiskDamage\"^\n\nDiskDamage\x12\x10\n\x08point_id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12-\n\tfind_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x0fGetPointRequest\x12\x10\n\x08point_id\x18\x01 \x01(\t\"@\n\x10GetPointResponse\x12,\n\x05point\x18\x01 \x01(\x0b\x32\x1d.sendense.hub.v1.RestorePoint\"\\\n\x11ListPointsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x14\n\x0cvcenter_name\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"\\\n\x12ListPointsResponse\x12-\n\x06points\x18\x01 \x03(\x0b\x32\x1d.sendense.hub.v1.RestorePoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12VerifyPointRequest\x12\x10\n\x08point_id\x18\x01 \x01(\t\"\x8c\x01\n\x13VerifyPointResponse\x12\x10\n\x08\x64isk_key\x18\x01 \x01(\x05\x12\x12\n\nread_bytes\x18\x02 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x12,\n\x07\x64igests\x18\x05 \x03(\x0b\x32\x1b.sendense.hub.v1.DiskDigest\".\n\nDiskDigest\x12\x10\n\x08\x64isk_key\x18\x01 \x01(\x05\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"\x94\x01\n\x11\x45xportDiskRequest\x12\x10\n\x08point_id\x18\x01 \x01(\t\x12\x10\n\x08\x64isk_key\x18\x02 \x01(\x05\x12+\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1b.sendense.hub.v1.DiskFormat\x12\x13\n\x0boutput_path\x18\x04 \x01(\t\x12\x19\n\x11skip_verification\x18\x05 \x01(\x08\"Y\n\x12\x45xportDiskResponse\x12\x0f\n\x07percent\x18\x01 \x01(\x01\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x12\n\nfile_bytes\x18\x03 \x01(\x03\x12\x10\n\x08verified\x18\x04 \x01(\x08\"&\n\x12\x44\x65letePointRequest\x12\x10\n\x08point_id\x18\x01 \x01(\t\"*\n\x13\x44\x65letePointResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03*v\n\nPointState\x12\x1b\n\x17POINT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13POINT_STATE_WRITING\x10\x01\x12\x18\n\x14POINT_STATE_COMPLETE\x10\x02\x12\x18\n\x14POINT_STATE_DELETING\x10\x03*k\n\nDiskFormat\x12\x1b\n\x17\x44ISK_FORMAT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44ISK_FORMAT_RAW\x10\x01\x12\x15\n\x11\x44ISK_FORMAT_QCOW2\x10\x02\x12\x14\n\x10\x44ISK_FORMAT_VMDK\x10\x03\x32\xe3\x03\n\x0cPointService\x12U\n\x08GetPoint\x12 .sendense.hub.v1.GetPointRequest\x1a!.sendense.hub.v1.GetPointResponse\"\x04\xa0\xb8\x19\x01\x12[\n\nListPoints\x12\".sendense.hub.v1.ListPointsRequest\x1a#.sendense.hub.v1.ListPointsResponse\"\x04\xa0\xb8\x19\x01\x12`\n\x0bVerifyPoint\x12#.sendense.hub.v1.VerifyPointRequest\x1a$.sendense.hub.v1.VerifyPointResponse\"\x04\xa0\xb8\x19\x02\x30\x01\x12]\n\nExportDisk\x12\".sendense.hub.v1.ExportDiskRequest\x1a#.sendense.hub.v1.ExportDiskResponse\"\x04\xa0\xb8\x19\x03\x30\x01\x12^\n\x0b\x44\x65letePoint\x12#.sendense.hub.v1.DeletePointRequest\x1a$.sendense.hub.v1.DeletePointResponse\"\x04\xa0\xb8\x19\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.hub.v1.point_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POINTSTATE']._serialized_start=1611
-  _globals['_POINTSTATE']._serialized_end=1729
-  _globals['_DISKFORMAT']._serialized_start=1731
-  _globals['_DISKFORMAT']._serialized_end=1838
-  _globals['_RESTOREPOINT']._serialized_start=90
-  _globals['_RESTOREPOINT']._serialized_end=552
-  _globals['_POINTDISK']._serialized_start=555
-  _globals['_POINTDISK']._serialized_end=807
-  _globals['_GETPOINTREQUEST']._serialized_start=809
-  _globals['_GETPOINTREQUEST']._serialized_end=844
-  _globals['_GETPOINTRESPONSE']._serialized_start=846
-  _globals['_GETPOINTRESPONSE']._serialized_end=910
-  _globals['_LISTPOINTSREQUEST']._serialized_start=912
-  _globals['_LISTPOINTSREQUEST']._serialized_end=1004
-  _globals['_LISTPOINTSRESPONSE']._serialized_start=1006
-  _globals['_LISTPOINTSRESPONSE']._serialized_end=1098
-  _globals['_VERIFYPOINTREQUEST']._serialized_start=1100
-  _globals['_VERIFYPOINTREQUEST']._serialized_end=1138
-  _globals['_VERIFYPOINTRESPONSE']._serialized_start=1141
-  _globals['_VERIFYPOINTRESPONSE']._serialized_end=1281
-  _globals['_DISKDIGEST']._serialized_start=1283
-  _globals['_DISKDIGEST']._serialized_end=1329
-  _globals['_EXPORTDISKREQUEST']._serialized_start=1331
-  _globals['_EXPORTDISKREQUEST']._serialized_end=1452
-  _globals['_EXPORTDISKRESPONSE']._serialized_start=1454
-  _globals['_EXPORTDISKRESPONSE']._serialized_end=1525
-  _globals['_DELETEPOINTREQUEST']._serialized_start=1527
-  _globals['_DELETEPOINTREQUEST']._serialized_end=1565
-  _globals['_DELETEPOINTRESPONSE']._serialized_start=1567
-  _globals['_DELETEPOINTRESPONSE']._serialized_end=1609
-  _globals['_POINTSERVICE']._serialized_start=1841
-  _globals['_POINTSERVICE']._serialized_end=2294
+  _globals['_POINTSERVICE'].methods_by_name['GetPoint']._loaded_options = None
+  _globals['_POINTSERVICE'].methods_by_name['GetPoint']._serialized_options = b'\240\270\031\001'
+  _globals['_POINTSERVICE'].methods_by_name['ListPoints']._loaded_options = None
+  _globals['_POINTSERVICE'].methods_by_name['ListPoints']._serialized_options = b'\240\270\031\001'
+  _globals['_POINTSERVICE'].methods_by_name['VerifyPoint']._loaded_options = None
+  _globals['_POINTSERVICE'].methods_by_name['VerifyPoint']._serialized_options = b'\240\270\031\002'
+  _globals['_POINTSERVICE'].methods_by_name['ExportDisk']._loaded_options = None
+  _globals['_POINTSERVICE'].methods_by_name['ExportDisk']._serialized_options = b'\240\270\031\003'
+  _globals['_POINTSERVICE'].methods_by_name['DeletePoint']._loaded_options = None
+  _globals['_POINTSERVICE'].methods_by_name['DeletePoint']._serialized_options = b'\240\270\031\003'
+  _globals['_POINTSTATE']._serialized_start=1878
+  _globals['_POINTSTATE']._serialized_end=1996
+  _globals['_DISKFORMAT']._serialized_start=1998
+  _globals['_DISKFORMAT']._serialized_end=2105
+  _globals['_RESTOREPOINT']._serialized_start=121
+  _globals['_RESTOREPOINT']._serialized_end=583
+  _globals['_POINTDISK']._serialized_start=586
+  _globals['_POINTDISK']._serialized_end=932
+  _globals['_DISKDAMAGE']._serialized_start=934
+  _globals['_DISKDAMAGE']._serialized_end=1028
+  _globals['_GETPOINTREQUEST']._serialized_start=1030
+  _globals['_GETPOINTREQUEST']._serialized_end=1065
+  _globals['_GETPOINTRESPONSE']._serialized_start=1067
+  _globals['_GETPOINTRESPONSE']._serialized_end=1131
+  _globals['_LISTPOINTSREQUEST']._serialized_start=1133
+  _globals['_LISTPOINTSREQUEST']._serialized_end=1225
+  _globals['_LISTPOINTSRESPONSE']._serialized_start=1227
+  _globals['_LISTPOINTSRESPONSE']._serialized_end=1319
+  _globals['_VERIFYPOINTREQUEST']._serialized_start=1321
+  _globals['_VERIFYPOINTREQUEST']._serialized_end=1359
+  _globals['_VERIFYPOINTRESPONSE']._serialized_start=1362
+  _globals['_VERIFYPOINTRESPONSE']._serialized_end=1502
+  _globals['_DISKDIGEST']._serialized_start=1504
+  _globals['_DISKDIGEST']._serialized_end=1550
+  _globals['_EXPORTDISKREQUEST']._serialized_start=1553
+  _globals['_EXPORTDISKREQUEST']._serialized_end=1701
+  _globals['_EXPORTDISKRESPONSE']._serialized_start=1703
+  _globals['_EXPORTDISKRESPONSE']._serialized_end=1792
+  _globals['_DELETEPOINTREQUEST']._serialized_start=1794
+  _globals['_DELETEPOINTREQUEST']._serialized_end=1832
+  _globals['_DELETEPOINTRESPONSE']._serialized_start=1834
+  _globals['_DELETEPOINTRESPONSE']._serialized_end=1876
+  _globals['_POINTSERVICE']._serialized_start=2108
+  _globals['_POINTSERVICE']._serialized_end=2591
 # @@protoc_insertion_point(module_scope)

@@ -122,7 +122,7 @@ class RestorePoint(_message.Message):
     """"full" when no disk has a parent, else "incremental"."""
     @_builtins.property
     def snapshot_time(self) -> _timestamp_pb2.Timestamp:
-        """When the snapshot was taken (site's clock)."""
+        """When the snapshot was taken, by vCenter's clock."""
 
     @_builtins.property
     def complete_time(self) -> _timestamp_pb2.Timestamp:
@@ -186,6 +186,8 @@ class PointDisk(_message.Message):
     DISK_OBJECT_ID_FIELD_NUMBER: _builtins.int
     BACKING_UUID_FIELD_NUMBER: _builtins.int
     MODE_REASON_FIELD_NUMBER: _builtins.int
+    VERIFY_TIME_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
     key: _builtins.int
     """Device key."""
     label: _builtins.str
@@ -209,7 +211,15 @@ class PointDisk(_message.Message):
     backing_uuid: _builtins.str
     """UUID of the backing; empty where there is none."""
     mode_reason: _builtins.str
-    """Why it is a full where an incremental could have been; empty otherwise."""
+    """Why it is a full where an incremental could have been; empty otherwise. See JobDisk.mode_reason."""
+    @_builtins.property
+    def verify_time(self) -> _timestamp_pb2.Timestamp:
+        """When its layer, and all that it is built on, was last read whole and found right; not set: never."""
+
+    @_builtins.property
+    def damage(self) -> Global___DiskDamage:
+        """What is known to be wrong with its layer or one that it is built on; not set: nothing."""
+
     def __init__(
         self,
         *,
@@ -225,14 +235,48 @@ class PointDisk(_message.Message):
         disk_object_id: _builtins.str = ...,
         backing_uuid: _builtins.str = ...,
         mode_reason: _builtins.str = ...,
+        verify_time: _timestamp_pb2.Timestamp | None = ...,
+        damage: Global___DiskDamage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "verify_time", b"verify_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing_uuid", b"backing_uuid", "capacity_bytes", b"capacity_bytes", "change_id", b"change_id", "copied_bytes", b"copied_bytes", "disk_object_id", b"disk_object_id", "key", b"key", "label", b"label", "layer_file", b"layer_file", "mode", b"mode", "mode_reason", b"mode_reason", "parent_point_id", b"parent_point_id", "stored_bytes", b"stored_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing_uuid", b"backing_uuid", "capacity_bytes", b"capacity_bytes", "change_id", b"change_id", "copied_bytes", b"copied_bytes", "damage", b"damage", "disk_object_id", b"disk_object_id", "key", b"key", "label", b"label", "layer_file", b"layer_file", "mode", b"mode", "mode_reason", b"mode_reason", "parent_point_id", b"parent_point_id", "stored_bytes", b"stored_bytes", "verify_time", b"verify_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PointDisk: _TypeAlias = PointDisk  # noqa: Y015
+
+@_typing.final
+class DiskDamage(_message.Message):
+    """A layer that does not hold what was written. See PointDisk.damage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINT_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FIND_TIME_FIELD_NUMBER: _builtins.int
+    point_id: _builtins.str
+    """The point whose layer it is."""
+    message: _builtins.str
+    """What was found."""
+    @_builtins.property
+    def find_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was found, by the hub's clock."""
+
+    def __init__(
+        self,
+        *,
+        point_id: _builtins.str = ...,
+        message: _builtins.str = ...,
+        find_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["find_time", b"find_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["find_time", b"find_time", "message", b"message", "point_id", b"point_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskDamage: _TypeAlias = DiskDamage  # noqa: Y015
 
 @_typing.final
 class GetPointRequest(_message.Message):
@@ -440,6 +484,7 @@ class ExportDiskRequest(_message.Message):
     DISK_KEY_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     OUTPUT_PATH_FIELD_NUMBER: _builtins.int
+    SKIP_VERIFICATION_FIELD_NUMBER: _builtins.int
     point_id: _builtins.str
     """Which point."""
     disk_key: _builtins.int
@@ -448,6 +493,8 @@ class ExportDiskRequest(_message.Message):
     """Format."""
     output_path: _builtins.str
     """Absolute path on the hub's host, of a file that does not exist in a directory that does."""
+    skip_verification: _builtins.bool
+    """Do not compare what was written with the ledgers: damage that QEMU does not see is given out, too."""
     def __init__(
         self,
         *,
@@ -455,10 +502,11 @@ class ExportDiskRequest(_message.Message):
         disk_key: _builtins.int = ...,
         format: Global___DiskFormat.ValueType = ...,
         output_path: _builtins.str = ...,
+        skip_verification: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_key", b"disk_key", "format", b"format", "output_path", b"output_path", "point_id", b"point_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_key", b"disk_key", "format", b"format", "output_path", b"output_path", "point_id", b"point_id", "skip_verification", b"skip_verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -473,22 +521,26 @@ class ExportDiskResponse(_message.Message):
     PERCENT_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     FILE_BYTES_FIELD_NUMBER: _builtins.int
+    VERIFIED_FIELD_NUMBER: _builtins.int
     percent: _builtins.float
     """0 to 100."""
     done: _builtins.bool
     """The file is whole and durable."""
     file_bytes: _builtins.int
     """With done: its size in the file system's eyes."""
+    verified: _builtins.bool
+    """With done: every byte was compared with the ledgers."""
     def __init__(
         self,
         *,
         percent: _builtins.float = ...,
         done: _builtins.bool = ...,
         file_bytes: _builtins.int = ...,
+        verified: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "file_bytes", b"file_bytes", "percent", b"percent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "file_bytes", b"file_bytes", "percent", b"percent", "verified", b"verified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,15 +84,16 @@ class PointServiceServicer:
 
     def VerifyPoint(self, request, context):
         """Reads every block of every disk through the chain and compares it with the ledgers; runs qemu-img check on
-        every layer. POINT_CORRUPT names disk and offset.
+        every layer. POINT_CORRUPT names point, disk and offset, and is remembered until a later call finds all right.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportDisk(self, request, context):
-        """Writes one disk of a point to a new file on the hub's host. OUTPUT_EXISTS, OUTPUT_UNWRITABLE, OUTPUT_FULL,
-        DISK_NOT_FOUND. The file appears under its name only when it is whole; a cancelled call leaves nothing.
+        """Writes one disk of a point to a new file on the hub's host, and compares what was written with the ledgers.
+        OUTPUT_EXISTS, OUTPUT_UNWRITABLE, OUTPUT_FULL, DISK_NOT_FOUND; POINT_CORRUPT names point, disk and offset.
+        The file appears under its name only when it is whole and right; a cancelled call leaves nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -24,11 +24,12 @@ class PointServiceStub:
     """Points, newest first."""
     VerifyPoint: _aio.UnaryStreamMultiCallable[_point_service_pb2.VerifyPointRequest, _point_service_pb2.VerifyPointResponse]
     """Reads every block of every disk through the chain and compares it with the ledgers; runs qemu-img check on
-    every layer. POINT_CORRUPT names disk and offset.
+    every layer. POINT_CORRUPT names point, disk and offset, and is remembered until a later call finds all right.
     """
     ExportDisk: _aio.UnaryStreamMultiCallable[_point_service_pb2.ExportDiskRequest, _point_service_pb2.ExportDiskResponse]
-    """Writes one disk of a point to a new file on the hub's host. OUTPUT_EXISTS, OUTPUT_UNWRITABLE, OUTPUT_FULL,
-    DISK_NOT_FOUND. The file appears under its name only when it is whole; a cancelled call leaves nothing.
+    """Writes one disk of a point to a new file on the hub's host, and compares what was written with the ledgers.
+    OUTPUT_EXISTS, OUTPUT_UNWRITABLE, OUTPUT_FULL, DISK_NOT_FOUND; POINT_CORRUPT names point, disk and offset.
+    The file appears under its name only when it is whole and right; a cancelled call leaves nothing.
     """
     DeletePoint: _aio.UnaryUnaryMultiCallable[_point_service_pb2.DeletePointRequest, _point_service_pb2.DeletePointResponse]
     """Deletes a point. POINT_HAS_DEPENDANTS lists what is built on it. Idempotent while it is being deleted."""
@@ -61,7 +62,7 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_point_service_pb2.VerifyPointRequest, _abc.AsyncIterator[_point_service_pb2.VerifyPointResponse]],
     ) -> _abc.AsyncIterator[_point_service_pb2.VerifyPointResponse]:
         """Reads every block of every disk through the chain and compares it with the ledgers; runs qemu-img check on
-        every layer. POINT_CORRUPT names disk and offset.
+        every layer. POINT_CORRUPT names point, disk and offset, and is remembered until a later call finds all right.
         """
 
     @_abc_1.abstractmethod
@@ -70,8 +71,9 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _point_service_pb2.ExportDiskRequest,
         context: _aio.ServicerContext[_point_service_pb2.ExportDiskRequest, _abc.AsyncIterator[_point_service_pb2.ExportDiskResponse]],
     ) -> _abc.AsyncIterator[_point_service_pb2.ExportDiskResponse]:
-        """Writes one disk of a point to a new file on the hub's host. OUTPUT_EXISTS, OUTPUT_UNWRITABLE, OUTPUT_FULL,
-        DISK_NOT_FOUND. The file appears under its name only when it is whole; a cancelled call leaves nothing.
+        """Writes one disk of a point to a new file on the hub's host, and compares what was written with the ledgers.
+        OUTPUT_EXISTS, OUTPUT_UNWRITABLE, OUTPUT_FULL, DISK_NOT_FOUND; POINT_CORRUPT names point, disk and offset.
+        The file appears under its name only when it is whole and right; a cancelled call leaves nothing.
         """
 
     @_abc_1.abstractmethod

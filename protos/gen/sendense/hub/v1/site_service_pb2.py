@@ -23,25 +23,36 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from sendense.common.v1 import role_pb2 as sendense_dot_common_dot_v1_dot_role__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sendense/hub/v1/site_service.proto\x12\x0fsendense.hub.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0essh_public_key\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x08\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\x13RegisterSiteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0essh_public_key\x18\x02 \x01(\t\";\n\x14RegisterSiteResponse\x12#\n\x04site\x18\x01 \x01(\x0b\x32\x15.sendense.hub.v1.Site\"\x12\n\x10ListSitesRequest\"9\n\x11ListSitesResponse\x12$\n\x05sites\x18\x01 \x03(\x0b\x32\x15.sendense.hub.v1.Site2\xbe\x01\n\x0bSiteService\x12[\n\x0cRegisterSite\x12$.sendense.hub.v1.RegisterSiteRequest\x1a%.sendense.hub.v1.RegisterSiteResponse\x12R\n\tListSites\x12!.sendense.hub.v1.ListSitesRequest\x1a\".sendense.hub.v1.ListSitesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sendense/hub/v1/site_service.proto\x12\x0fsendense.hub.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsendense/common/v1/role.proto\"\xcd\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0essh_public_key\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x08\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\x13RegisterSiteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0essh_public_key\x18\x02 \x01(\t\";\n\x14RegisterSiteResponse\x12#\n\x04site\x18\x01 \x01(\x0b\x32\x15.sendense.hub.v1.Site\"\x12\n\x10ListSitesRequest\"9\n\x11ListSitesResponse\x12$\n\x05sites\x18\x01 \x03(\x0b\x32\x15.sendense.hub.v1.Site\"!\n\x11RevokeSiteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x12RevokeSiteResponse\x12#\n\x04site\x18\x01 \x01(\x0b\x32\x15.sendense.hub.v1.Site\x12\x16\n\x0e\x66\x61iled_job_ids\x18\x02 \x03(\t2\xa7\x02\n\x0bSiteService\x12\x61\n\x0cRegisterSite\x12$.sendense.hub.v1.RegisterSiteRequest\x1a%.sendense.hub.v1.RegisterSiteResponse\"\x04\xa0\xb8\x19\x03\x12X\n\tListSites\x12!.sendense.hub.v1.ListSitesRequest\x1a\".sendense.hub.v1.ListSitesResponse\"\x04\xa0\xb8\x19\x01\x12[\n\nRevokeSite\x12\".sendense.hub.v1.RevokeSiteRequest\x1a#.sendense.hub.v1.RevokeSiteResponse\"\x04\xa0\xb8\x19\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.hub.v1.site_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SITE']._serialized_start=89
-  _globals['_SITE']._serialized_end=245
-  _globals['_REGISTERSITEREQUEST']._serialized_start=247
-  _globals['_REGISTERSITEREQUEST']._serialized_end=306
-  _globals['_REGISTERSITERESPONSE']._serialized_start=308
-  _globals['_REGISTERSITERESPONSE']._serialized_end=367
-  _globals['_LISTSITESREQUEST']._serialized_start=369
-  _globals['_LISTSITESREQUEST']._serialized_end=387
-  _globals['_LISTSITESRESPONSE']._serialized_start=389
-  _globals['_LISTSITESRESPONSE']._serialized_end=446
-  _globals['_SITESERVICE']._serialized_start=449
-  _globals['_SITESERVICE']._serialized_end=639
+  _globals['_SITESERVICE'].methods_by_name['RegisterSite']._loaded_options = None
+  _globals['_SITESERVICE'].methods_by_name['RegisterSite']._serialized_options = b'\240\270\031\003'
+  _globals['_SITESERVICE'].methods_by_name['ListSites']._loaded_options = None
+  _globals['_SITESERVICE'].methods_by_name['ListSites']._serialized_options = b'\240\270\031\001'
+  _globals['_SITESERVICE'].methods_by_name['RevokeSite']._loaded_options = None
+  _globals['_SITESERVICE'].methods_by_name['RevokeSite']._serialized_options = b'\240\270\031\003'
+  _globals['_SITE']._serialized_start=120
+  _globals['_SITE']._serialized_end=325
+  _globals['_REGISTERSITEREQUEST']._serialized_start=327
+  _globals['_REGISTERSITEREQUEST']._serialized_end=386
+  _globals['_REGISTERSITERESPONSE']._serialized_start=388
+  _globals['_REGISTERSITERESPONSE']._serialized_end=447
+  _globals['_LISTSITESREQUEST']._serialized_start=449
+  _globals['_LISTSITESREQUEST']._serialized_end=467
+  _globals['_LISTSITESRESPONSE']._serialized_start=469
+  _globals['_LISTSITESRESPONSE']._serialized_end=526
+  _globals['_REVOKESITEREQUEST']._serialized_start=528
+  _globals['_REVOKESITEREQUEST']._serialized_end=561
+  _globals['_REVOKESITERESPONSE']._serialized_start=563
+  _globals['_REVOKESITERESPONSE']._serialized_end=644
+  _globals['_SITESERVICE']._serialized_start=647
+  _globals['_SITESERVICE']._serialized_end=942
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class SiteServiceStub:
                 request_serializer=sendense_dot_hub_dot_v1_dot_site__service__pb2.ListSitesRequest.SerializeToString,
                 response_deserializer=sendense_dot_hub_dot_v1_dot_site__service__pb2.ListSitesResponse.FromString,
                 _registered_method=True)
+        self.RevokeSite = channel.unary_unary(
+                '/sendense.hub.v1.SiteService/RevokeSite',
+                request_serializer=sendense_dot_hub_dot_v1_dot_site__service__pb2.RevokeSiteRequest.SerializeToString,
+                response_deserializer=sendense_dot_hub_dot_v1_dot_site__service__pb2.RevokeSiteResponse.FromString,
+                _registered_method=True)
 
 
 class SiteServiceServicer:
@@ -52,7 +57,8 @@ class SiteServiceServicer:
     """
 
     def RegisterSite(self, request, context):
-        """Makes a site and its agent's SSH key known. The same key again is a no-op; another key: SITE_EXISTS.
+        """Makes a site and its agent's SSH key known. The same key again is a no-op; another key: SITE_EXISTS. A site
+        that was revoked takes a new key. SITE_REVOKED for a key that was revoked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,6 +66,15 @@ class SiteServiceServicer:
 
     def ListSites(self, request, context):
         """All sites, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeSite(self, request, context):
+        """Takes a site's key its rights: its connections are closed within seconds, and its jobs fail with
+        SITE_REVOKED. Its points stay, and so does its name, for an agent with a new key. Revoking again is a no-op;
+        SITE_NOT_FOUND for one that was never there. An invitation of the site becomes useless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +92,11 @@ def add_SiteServiceServicer_to_server(servicer, server):
                     servicer.ListSites,
                     request_deserializer=sendense_dot_hub_dot_v1_dot_site__service__pb2.ListSitesRequest.FromString,
                     response_serializer=sendense_dot_hub_dot_v1_dot_site__service__pb2.ListSitesResponse.SerializeToString,
+            ),
+            'RevokeSite': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeSite,
+                    request_deserializer=sendense_dot_hub_dot_v1_dot_site__service__pb2.RevokeSiteRequest.FromString,
+                    response_serializer=sendense_dot_hub_dot_v1_dot_site__service__pb2.RevokeSiteResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +154,33 @@ class SiteService:
             '/sendense.hub.v1.SiteService/ListSites',
             sendense_dot_hub_dot_v1_dot_site__service__pb2.ListSitesRequest.SerializeToString,
             sendense_dot_hub_dot_v1_dot_site__service__pb2.ListSitesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeSite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.hub.v1.SiteService/RevokeSite',
+            sendense_dot_hub_dot_v1_dot_site__service__pb2.RevokeSiteRequest.SerializeToString,
+            sendense_dot_hub_dot_v1_dot_site__service__pb2.RevokeSiteResponse.FromString,
             options,
             channel_credentials,
             insecure,

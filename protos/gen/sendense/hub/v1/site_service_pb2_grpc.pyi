@@ -17,9 +17,16 @@ class SiteServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterSite: _aio.UnaryUnaryMultiCallable[_site_service_pb2.RegisterSiteRequest, _site_service_pb2.RegisterSiteResponse]
-    """Makes a site and its agent's SSH key known. The same key again is a no-op; another key: SITE_EXISTS."""
+    """Makes a site and its agent's SSH key known. The same key again is a no-op; another key: SITE_EXISTS. A site
+    that was revoked takes a new key. SITE_REVOKED for a key that was revoked.
+    """
     ListSites: _aio.UnaryUnaryMultiCallable[_site_service_pb2.ListSitesRequest, _site_service_pb2.ListSitesResponse]
     """All sites, by name."""
+    RevokeSite: _aio.UnaryUnaryMultiCallable[_site_service_pb2.RevokeSiteRequest, _site_service_pb2.RevokeSiteResponse]
+    """Takes a site's key its rights: its connections are closed within seconds, and its jobs fail with
+    SITE_REVOKED. Its points stay, and so does its name, for an agent with a new key. Revoking again is a no-op;
+    SITE_NOT_FOUND for one that was never there. An invitation of the site becomes useless.
+    """
 
 class SiteServiceServicer(metaclass=_abc_1.ABCMeta):
     """The sites and their agents."""
@@ -30,7 +37,9 @@ class SiteServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _site_service_pb2.RegisterSiteRequest,
         context: _aio.ServicerContext[_site_service_pb2.RegisterSiteRequest, _abc.Awaitable[_site_service_pb2.RegisterSiteResponse]],
     ) -> _abc.Awaitable[_site_service_pb2.RegisterSiteResponse]:
-        """Makes a site and its agent's SSH key known. The same key again is a no-op; another key: SITE_EXISTS."""
+        """Makes a site and its agent's SSH key known. The same key again is a no-op; another key: SITE_EXISTS. A site
+        that was revoked takes a new key. SITE_REVOKED for a key that was revoked.
+        """
 
     @_abc_1.abstractmethod
     def ListSites(
@@ -39,5 +48,16 @@ class SiteServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_site_service_pb2.ListSitesRequest, _abc.Awaitable[_site_service_pb2.ListSitesResponse]],
     ) -> _abc.Awaitable[_site_service_pb2.ListSitesResponse]:
         """All sites, by name."""
+
+    @_abc_1.abstractmethod
+    def RevokeSite(
+        self,
+        request: _site_service_pb2.RevokeSiteRequest,
+        context: _aio.ServicerContext[_site_service_pb2.RevokeSiteRequest, _abc.Awaitable[_site_service_pb2.RevokeSiteResponse]],
+    ) -> _abc.Awaitable[_site_service_pb2.RevokeSiteResponse]:
+        """Takes a site's key its rights: its connections are closed within seconds, and its jobs fail with
+        SITE_REVOKED. Its points stay, and so does its name, for an agent with a new key. Revoking again is a no-op;
+        SITE_NOT_FOUND for one that was never there. An invitation of the site becomes useless.
+        """
 
 def add_SiteServiceServicer_to_server(servicer: SiteServiceServicer, server: _aio.Server) -> None: ...

@@ -22,29 +22,41 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from sendense.common.v1 import act_pb2 as sendense_dot_common_dot_v1_dot_act__pb2
+from sendense.common.v1 import role_pb2 as sendense_dot_common_dot_v1_dot_role__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sendense/hub/v1/system_service.proto\x12\x0fsendense.hub.v1\"d\n\x05\x43heck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06status\x18\x02 \x01(\x0e\x32\x1c.sendense.hub.v1.CheckStatus\x12\x0f\n\x07\x66inding\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"\x11\n\x0f\x44iagnoseRequest\":\n\x10\x44iagnoseResponse\x12&\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x16.sendense.hub.v1.Check\"Q\n\nRepository\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x12\n\nfree_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\"\x19\n\x17ListRepositoriesRequest\"M\n\x18ListRepositoriesResponse\x12\x31\n\x0crepositories\x18\x01 \x03(\x0b\x32\x1b.sendense.hub.v1.Repository*r\n\x0b\x43heckStatus\x12\x1c\n\x18\x43HECK_STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HECK_STATUS_OK\x10\x01\x12\x18\n\x14\x43HECK_STATUS_WARNING\x10\x02\x12\x16\n\x12\x43HECK_STATUS_ERROR\x10\x03\x32\xc9\x01\n\rSystemService\x12O\n\x08\x44iagnose\x12 .sendense.hub.v1.DiagnoseRequest\x1a!.sendense.hub.v1.DiagnoseResponse\x12g\n\x10ListRepositories\x12(.sendense.hub.v1.ListRepositoriesRequest\x1a).sendense.hub.v1.ListRepositoriesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sendense/hub/v1/system_service.proto\x12\x0fsendense.hub.v1\x1a\x1csendense/common/v1/act.proto\x1a\x1dsendense/common/v1/role.proto\"d\n\x05\x43heck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06status\x18\x02 \x01(\x0e\x32\x1c.sendense.hub.v1.CheckStatus\x12\x0f\n\x07\x66inding\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"\x11\n\x0f\x44iagnoseRequest\":\n\x10\x44iagnoseResponse\x12&\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x16.sendense.hub.v1.Check\"Q\n\nRepository\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x12\n\nfree_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\"\x19\n\x17ListRepositoriesRequest\"M\n\x18ListRepositoriesResponse\x12\x31\n\x0crepositories\x18\x01 \x03(\x0b\x32\x1b.sendense.hub.v1.Repository\"\x12\n\x10ReconcileRequest\":\n\x11ReconcileResponse\x12%\n\x04\x61\x63ts\x18\x01 \x03(\x0b\x32\x17.sendense.common.v1.Act*r\n\x0b\x43heckStatus\x12\x1c\n\x18\x43HECK_STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HECK_STATUS_OK\x10\x01\x12\x18\n\x14\x43HECK_STATUS_WARNING\x10\x02\x12\x16\n\x12\x43HECK_STATUS_ERROR\x10\x03\x32\xaf\x02\n\rSystemService\x12U\n\x08\x44iagnose\x12 .sendense.hub.v1.DiagnoseRequest\x1a!.sendense.hub.v1.DiagnoseResponse\"\x04\xa0\xb8\x19\x01\x12m\n\x10ListRepositories\x12(.sendense.hub.v1.ListRepositoriesRequest\x1a).sendense.hub.v1.ListRepositoriesResponse\"\x04\xa0\xb8\x19\x01\x12X\n\tReconcile\x12!.sendense.hub.v1.ReconcileRequest\x1a\".sendense.hub.v1.ReconcileResponse\"\x04\xa0\xb8\x19\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.hub.v1.system_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHECKSTATUS']._serialized_start=427
-  _globals['_CHECKSTATUS']._serialized_end=541
-  _globals['_CHECK']._serialized_start=57
-  _globals['_CHECK']._serialized_end=157
-  _globals['_DIAGNOSEREQUEST']._serialized_start=159
-  _globals['_DIAGNOSEREQUEST']._serialized_end=176
-  _globals['_DIAGNOSERESPONSE']._serialized_start=178
-  _globals['_DIAGNOSERESPONSE']._serialized_end=236
-  _globals['_REPOSITORY']._serialized_start=238
-  _globals['_REPOSITORY']._serialized_end=319
-  _globals['_LISTREPOSITORIESREQUEST']._serialized_start=321
-  _globals['_LISTREPOSITORIESREQUEST']._serialized_end=346
-  _globals['_LISTREPOSITORIESRESPONSE']._serialized_start=348
-  _globals['_LISTREPOSITORIESRESPONSE']._serialized_end=425
-  _globals['_SYSTEMSERVICE']._serialized_start=544
-  _globals['_SYSTEMSERVICE']._serialized_end=745
+  _globals['_SYSTEMSERVICE'].methods_by_name['Diagnose']._loaded_options = None
+  _globals['_SYSTEMSERVICE'].methods_by_name['Diagnose']._serialized_options = b'\240\270\031\001'
+  _globals['_SYSTEMSERVICE'].methods_by_name['ListRepositories']._loaded_options = None
+  _globals['_SYSTEMSERVICE'].methods_by_name['ListRepositories']._serialized_options = b'\240\270\031\001'
+  _globals['_SYSTEMSERVICE'].methods_by_name['Reconcile']._loaded_options = None
+  _globals['_SYSTEMSERVICE'].methods_by_name['Reconcile']._serialized_options = b'\240\270\031\002'
+  _globals['_CHECKSTATUS']._serialized_start=568
+  _globals['_CHECKSTATUS']._serialized_end=682
+  _globals['_CHECK']._serialized_start=118
+  _globals['_CHECK']._serialized_end=218
+  _globals['_DIAGNOSEREQUEST']._serialized_start=220
+  _globals['_DIAGNOSEREQUEST']._serialized_end=237
+  _globals['_DIAGNOSERESPONSE']._serialized_start=239
+  _globals['_DIAGNOSERESPONSE']._serialized_end=297
+  _globals['_REPOSITORY']._serialized_start=299
+  _globals['_REPOSITORY']._serialized_end=380
+  _globals['_LISTREPOSITORIESREQUEST']._serialized_start=382
+  _globals['_LISTREPOSITORIESREQUEST']._serialized_end=407
+  _globals['_LISTREPOSITORIESRESPONSE']._serialized_start=409
+  _globals['_LISTREPOSITORIESRESPONSE']._serialized_end=486
+  _globals['_RECONCILEREQUEST']._serialized_start=488
+  _globals['_RECONCILEREQUEST']._serialized_end=506
+  _globals['_RECONCILERESPONSE']._serialized_start=508
+  _globals['_RECONCILERESPONSE']._serialized_end=566
+  _globals['_SYSTEMSERVICE']._serialized_start=685
+  _globals['_SYSTEMSERVICE']._serialized_end=988
 # @@protoc_insertion_point(module_scope)

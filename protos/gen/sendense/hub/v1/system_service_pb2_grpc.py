@@ -45,6 +45,11 @@ class SystemServiceStub:
                 request_serializer=sendense_dot_hub_dot_v1_dot_system__service__pb2.ListRepositoriesRequest.SerializeToString,
                 response_deserializer=sendense_dot_hub_dot_v1_dot_system__service__pb2.ListRepositoriesResponse.FromString,
                 _registered_method=True)
+        self.Reconcile = channel.unary_unary(
+                '/sendense.hub.v1.SystemService/Reconcile',
+                request_serializer=sendense_dot_hub_dot_v1_dot_system__service__pb2.ReconcileRequest.SerializeToString,
+                response_deserializer=sendense_dot_hub_dot_v1_dot_system__service__pb2.ReconcileResponse.FromString,
+                _registered_method=True)
 
 
 class SystemServiceServicer:
@@ -65,6 +70,15 @@ class SystemServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reconcile(self, request, context):
+        """Compares catalog, repositories, processes, sockets and snapshots, here and at the sites that are connected, and puts
+        right what is provably nobody's, as it happens every few minutes by itself. Snapshots that are found are removed
+        before it answers if that takes minutes and not hours. May be repeated; two at once go one after the other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SystemServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +91,11 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     servicer.ListRepositories,
                     request_deserializer=sendense_dot_hub_dot_v1_dot_system__service__pb2.ListRepositoriesRequest.FromString,
                     response_serializer=sendense_dot_hub_dot_v1_dot_system__service__pb2.ListRepositoriesResponse.SerializeToString,
+            ),
+            'Reconcile': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reconcile,
+                    request_deserializer=sendense_dot_hub_dot_v1_dot_system__service__pb2.ReconcileRequest.FromString,
+                    response_serializer=sendense_dot_hub_dot_v1_dot_system__service__pb2.ReconcileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +153,33 @@ class SystemService:
             '/sendense.hub.v1.SystemService/ListRepositories',
             sendense_dot_hub_dot_v1_dot_system__service__pb2.ListRepositoriesRequest.SerializeToString,
             sendense_dot_hub_dot_v1_dot_system__service__pb2.ListRepositoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reconcile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.hub.v1.SystemService/Reconcile',
+            sendense_dot_hub_dot_v1_dot_system__service__pb2.ReconcileRequest.SerializeToString,
+            sendense_dot_hub_dot_v1_dot_system__service__pb2.ReconcileResponse.FromString,
             options,
             channel_credentials,
             insecure,

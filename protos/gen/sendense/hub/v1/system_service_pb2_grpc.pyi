@@ -20,6 +20,11 @@ class SystemServiceStub:
     """Checks tools, sockets, gateways, repositories, databases and sites. Changes nothing."""
     ListRepositories: _aio.UnaryUnaryMultiCallable[_system_service_pb2.ListRepositoriesRequest, _system_service_pb2.ListRepositoriesResponse]
     """All repositories, by name."""
+    Reconcile: _aio.UnaryUnaryMultiCallable[_system_service_pb2.ReconcileRequest, _system_service_pb2.ReconcileResponse]
+    """Compares catalog, repositories, processes, sockets and snapshots, here and at the sites that are connected, and puts
+    right what is provably nobody's, as it happens every few minutes by itself. Snapshots that are found are removed
+    before it answers if that takes minutes and not hours. May be repeated; two at once go one after the other.
+    """
 
 class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the hub says about itself."""
@@ -39,5 +44,16 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_system_service_pb2.ListRepositoriesRequest, _abc.Awaitable[_system_service_pb2.ListRepositoriesResponse]],
     ) -> _abc.Awaitable[_system_service_pb2.ListRepositoriesResponse]:
         """All repositories, by name."""
+
+    @_abc_1.abstractmethod
+    def Reconcile(
+        self,
+        request: _system_service_pb2.ReconcileRequest,
+        context: _aio.ServicerContext[_system_service_pb2.ReconcileRequest, _abc.Awaitable[_system_service_pb2.ReconcileResponse]],
+    ) -> _abc.Awaitable[_system_service_pb2.ReconcileResponse]:
+        """Compares catalog, repositories, processes, sockets and snapshots, here and at the sites that are connected, and puts
+        right what is provably nobody's, as it happens every few minutes by itself. Snapshots that are found are removed
+        before it answers if that takes minutes and not hours. May be repeated; two at once go one after the other.
+        """
 
 def add_SystemServiceServicer_to_server(servicer: SystemServiceServicer, server: _aio.Server) -> None: ...

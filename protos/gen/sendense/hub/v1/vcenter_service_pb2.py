@@ -23,50 +23,74 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from sendense.common.v1 import failure_pb2 as sendense_dot_common_dot_v1_dot_failure__pb2
+from sendense.common.v1 import role_pb2 as sendense_dot_common_dot_v1_dot_role__pb2
 from sendense.hub.v1 import system_service_pb2 as sendense_dot_hub_dot_v1_dot_system__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sendense/hub/v1/vcenter_service.proto\x12\x0fsendense.hub.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$sendense/hub/v1/system_service.proto\"\x96\x02\n\x07Vcenter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\x05\x12\x10\n\x06\x63\x61_pem\x18\x04 \x01(\tH\x00\x12\x1c\n\x12\x63\x65rtificate_sha256\x18\x05 \x01(\x0cH\x00\x12\x15\n\rcredential_id\x18\x06 \x01(\t\x12\x11\n\tsite_name\x18\x07 \x01(\t\x12\x15\n\rinstance_uuid\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12login_refused_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05trust\">\n\x11\x41\x64\x64VcenterRequest\x12)\n\x07vcenter\x18\x01 \x01(\x0b\x32\x18.sendense.hub.v1.Vcenter\"?\n\x12\x41\x64\x64VcenterResponse\x12)\n\x07vcenter\x18\x01 \x01(\x0b\x32\x18.sendense.hub.v1.Vcenter\"\x15\n\x13ListVcentersRequest\"B\n\x14ListVcentersResponse\x12*\n\x08vcenters\x18\x01 \x03(\x0b\x32\x18.sendense.hub.v1.Vcenter\"\"\n\x12TestVcenterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x13TestVcenterResponse\x12\x15\n\rinstance_uuid\x18\x01 \x01(\t\x12\x11\n\tfull_name\x18\x02 \x01(\t\"$\n\x14RemoveVcenterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x15RemoveVcenterResponse\x12\x15\n\rcredential_id\x18\x01 \x01(\t\"2\n\x1aListVirtualMachinesRequest\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\"^\n\x1bListVirtualMachinesResponse\x12?\n\x10virtual_machines\x18\x01 \x03(\x0b\x32%.sendense.hub.v1.ListedVirtualMachine\"\xa3\x02\n\x14ListedVirtualMachine\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\x12\x15\n\rinstance_uuid\x18\x02 \x01(\t\x12\r\n\x05moref\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0e\n\x06\x66older\x18\x05 \x01(\t\x12\x13\n\x0bpower_state\x18\x06 \x01(\t\x12\x0c\n\x04host\x18\x07 \x01(\t\x12\r\n\x05guest\x18\x08 \x01(\t\x12\x1e\n\x16\x63hanged_block_tracking\x18\t \x01(\x08\x12*\n\x05\x64isks\x18\n \x03(\x0b\x32\x1b.sendense.hub.v1.ListedDisk\x12\x33\n\x0flast_point_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\nListedDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x1c\n\x14unprotectable_reason\x18\x04 \x01(\t\"W\n\x1a\x43heckVirtualMachineRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x14\n\x0cvcenter_name\x18\x02 \x01(\t\x12\x17\n\x0frepository_name\x18\x03 \x01(\t\"\x86\x01\n\x1b\x43heckVirtualMachineResponse\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\x12\x0f\n\x07vm_name\x18\x02 \x01(\t\x12\x18\n\x10vm_instance_uuid\x18\x03 \x01(\t\x12&\n\x06\x63hecks\x18\x04 \x03(\x0b\x32\x16.sendense.hub.v1.Check\")\n\x19NotePasswordChangeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1c\n\x1aNotePasswordChangeResponse2\xd1\x05\n\x0eVcenterService\x12U\n\nAddVcenter\x12\".sendense.hub.v1.AddVcenterRequest\x1a#.sendense.hub.v1.AddVcenterResponse\x12[\n\x0cListVcenters\x12$.sendense.hub.v1.ListVcentersRequest\x1a%.sendense.hub.v1.ListVcentersResponse\x12X\n\x0bTestVcenter\x12#.sendense.hub.v1.TestVcenterRequest\x1a$.sendense.hub.v1.TestVcenterResponse\x12^\n\rRemoveVcenter\x12%.sendense.hub.v1.RemoveVcenterRequest\x1a&.sendense.hub.v1.RemoveVcenterResponse\x12p\n\x13ListVirtualMachines\x12+.sendense.hub.v1.ListVirtualMachinesRequest\x1a,.sendense.hub.v1.ListVirtualMachinesResponse\x12p\n\x13\x43heckVirtualMachine\x12+.sendense.hub.v1.CheckVirtualMachineRequest\x1a,.sendense.hub.v1.CheckVirtualMachineResponse\x12m\n\x12NotePasswordChange\x12*.sendense.hub.v1.NotePasswordChangeRequest\x1a+.sendense.hub.v1.NotePasswordChangeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%sendense/hub/v1/vcenter_service.proto\x12\x0fsendense.hub.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sendense/common/v1/failure.proto\x1a\x1dsendense/common/v1/role.proto\x1a$sendense/hub/v1/system_service.proto\"\x96\x02\n\x07Vcenter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\x05\x12\x10\n\x06\x63\x61_pem\x18\x04 \x01(\tH\x00\x12\x1c\n\x12\x63\x65rtificate_sha256\x18\x05 \x01(\x0cH\x00\x12\x15\n\rcredential_id\x18\x06 \x01(\t\x12\x11\n\tsite_name\x18\x07 \x01(\t\x12\x15\n\rinstance_uuid\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12login_refused_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05trust\">\n\x11\x41\x64\x64VcenterRequest\x12)\n\x07vcenter\x18\x01 \x01(\x0b\x32\x18.sendense.hub.v1.Vcenter\"?\n\x12\x41\x64\x64VcenterResponse\x12)\n\x07vcenter\x18\x01 \x01(\x0b\x32\x18.sendense.hub.v1.Vcenter\"A\n\x14\x43hangeVcenterRequest\x12)\n\x07vcenter\x18\x01 \x01(\x0b\x32\x18.sendense.hub.v1.Vcenter\"B\n\x15\x43hangeVcenterResponse\x12)\n\x07vcenter\x18\x01 \x01(\x0b\x32\x18.sendense.hub.v1.Vcenter\"\x15\n\x13ListVcentersRequest\"B\n\x14ListVcentersResponse\x12*\n\x08vcenters\x18\x01 \x03(\x0b\x32\x18.sendense.hub.v1.Vcenter\"\"\n\x12TestVcenterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"w\n\x13TestVcenterResponse\x12\x15\n\rinstance_uuid\x18\x01 \x01(\t\x12\x11\n\tfull_name\x18\x02 \x01(\t\x12\x1a\n\x12\x63\x65rtificate_sha256\x18\x03 \x01(\x0c\x12\x1a\n\x12missing_privileges\x18\x04 \x03(\t\"$\n\x14RemoveVcenterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x15RemoveVcenterResponse\x12\x15\n\rcredential_id\x18\x01 \x01(\t\"2\n\x1aListVirtualMachinesRequest\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\"\x91\x01\n\x1bListVirtualMachinesResponse\x12?\n\x10virtual_machines\x18\x01 \x03(\x0b\x32%.sendense.hub.v1.ListedVirtualMachine\x12\x31\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x1f.sendense.hub.v1.VcenterFailure\"T\n\x0eVcenterFailure\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\x12,\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.sendense.common.v1.Failure\"\xa3\x02\n\x14ListedVirtualMachine\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\x12\x15\n\rinstance_uuid\x18\x02 \x01(\t\x12\r\n\x05moref\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0e\n\x06\x66older\x18\x05 \x01(\t\x12\x13\n\x0bpower_state\x18\x06 \x01(\t\x12\x0c\n\x04host\x18\x07 \x01(\t\x12\r\n\x05guest\x18\x08 \x01(\t\x12\x1e\n\x16\x63hanged_block_tracking\x18\t \x01(\x08\x12*\n\x05\x64isks\x18\n \x03(\x0b\x32\x1b.sendense.hub.v1.ListedDisk\x12\x33\n\x0flast_point_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\nListedDisk\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x1c\n\x14unprotectable_reason\x18\x04 \x01(\t\"W\n\x1a\x43heckVirtualMachineRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x14\n\x0cvcenter_name\x18\x02 \x01(\t\x12\x17\n\x0frepository_name\x18\x03 \x01(\t\"\x86\x01\n\x1b\x43heckVirtualMachineResponse\x12\x14\n\x0cvcenter_name\x18\x01 \x01(\t\x12\x0f\n\x07vm_name\x18\x02 \x01(\t\x12\x18\n\x10vm_instance_uuid\x18\x03 \x01(\t\x12&\n\x06\x63hecks\x18\x04 \x03(\x0b\x32\x16.sendense.hub.v1.Check\")\n\x19NotePasswordChangeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1c\n\x1aNotePasswordChangeResponse2\xe1\x06\n\x0eVcenterService\x12[\n\nAddVcenter\x12\".sendense.hub.v1.AddVcenterRequest\x1a#.sendense.hub.v1.AddVcenterResponse\"\x04\xa0\xb8\x19\x03\x12\x64\n\rChangeVcenter\x12%.sendense.hub.v1.ChangeVcenterRequest\x1a&.sendense.hub.v1.ChangeVcenterResponse\"\x04\xa0\xb8\x19\x03\x12\x61\n\x0cListVcenters\x12$.sendense.hub.v1.ListVcentersRequest\x1a%.sendense.hub.v1.ListVcentersResponse\"\x04\xa0\xb8\x19\x01\x12^\n\x0bTestVcenter\x12#.sendense.hub.v1.TestVcenterRequest\x1a$.sendense.hub.v1.TestVcenterResponse\"\x04\xa0\xb8\x19\x02\x12\x64\n\rRemoveVcenter\x12%.sendense.hub.v1.RemoveVcenterRequest\x1a&.sendense.hub.v1.RemoveVcenterResponse\"\x04\xa0\xb8\x19\x03\x12v\n\x13ListVirtualMachines\x12+.sendense.hub.v1.ListVirtualMachinesRequest\x1a,.sendense.hub.v1.ListVirtualMachinesResponse\"\x04\xa0\xb8\x19\x02\x12v\n\x13\x43heckVirtualMachine\x12+.sendense.hub.v1.CheckVirtualMachineRequest\x1a,.sendense.hub.v1.CheckVirtualMachineResponse\"\x04\xa0\xb8\x19\x02\x12s\n\x12NotePasswordChange\x12*.sendense.hub.v1.NotePasswordChangeRequest\x1a+.sendense.hub.v1.NotePasswordChangeResponse\"\x04\xa0\xb8\x19\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sendense.hub.v1.vcenter_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VCENTER']._serialized_start=130
-  _globals['_VCENTER']._serialized_end=408
-  _globals['_ADDVCENTERREQUEST']._serialized_start=410
-  _globals['_ADDVCENTERREQUEST']._serialized_end=472
-  _globals['_ADDVCENTERRESPONSE']._serialized_start=474
-  _globals['_ADDVCENTERRESPONSE']._serialized_end=537
-  _globals['_LISTVCENTERSREQUEST']._serialized_start=539
-  _globals['_LISTVCENTERSREQUEST']._serialized_end=560
-  _globals['_LISTVCENTERSRESPONSE']._serialized_start=562
-  _globals['_LISTVCENTERSRESPONSE']._serialized_end=628
-  _globals['_TESTVCENTERREQUEST']._serialized_start=630
-  _globals['_TESTVCENTERREQUEST']._serialized_end=664
-  _globals['_TESTVCENTERRESPONSE']._serialized_start=666
-  _globals['_TESTVCENTERRESPONSE']._serialized_end=729
-  _globals['_REMOVEVCENTERREQUEST']._serialized_start=731
-  _globals['_REMOVEVCENTERREQUEST']._serialized_end=767
-  _globals['_REMOVEVCENTERRESPONSE']._serialized_start=769
-  _globals['_REMOVEVCENTERRESPONSE']._serialized_end=815
-  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_start=817
-  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_end=867
-  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_start=869
-  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_end=963
-  _globals['_LISTEDVIRTUALMACHINE']._serialized_start=966
-  _globals['_LISTEDVIRTUALMACHINE']._serialized_end=1257
-  _globals['_LISTEDDISK']._serialized_start=1259
-  _globals['_LISTEDDISK']._serialized_end=1353
-  _globals['_CHECKVIRTUALMACHINEREQUEST']._serialized_start=1355
-  _globals['_CHECKVIRTUALMACHINEREQUEST']._serialized_end=1442
-  _globals['_CHECKVIRTUALMACHINERESPONSE']._serialized_start=1445
-  _globals['_CHECKVIRTUALMACHINERESPONSE']._serialized_end=1579
-  _globals['_NOTEPASSWORDCHANGEREQUEST']._serialized_start=1581
-  _globals['_NOTEPASSWORDCHANGEREQUEST']._serialized_end=1622
-  _globals['_NOTEPASSWORDCHANGERESPONSE']._serialized_start=1624
-  _globals['_NOTEPASSWORDCHANGERESPONSE']._serialized_end=1652
-  _globals['_VCENTERSERVICE']._serialized_start=1655
-  _globals['_VCENTERSERVICE']._serialized_end=2376
+  _globals['_VCENTERSERVICE'].methods_by_name['AddVcenter']._loaded_options = None
+  _globals['_VCENTERSERVICE'].methods_by_name['AddVcenter']._serialized_options = b'\240\270\031\003'
+  _globals['_VCENTERSERVICE'].methods_by_name['ChangeVcenter']._loaded_options = None
+  _globals['_VCENTERSERVICE'].methods_by_name['ChangeVcenter']._serialized_options = b'\240\270\031\003'
+  _globals['_VCENTERSERVICE'].methods_by_name['ListVcenters']._loaded_options = None
+  _globals['_VCENTERSERVICE'].methods_by_name['ListVcenters']._serialized_options = b'\240\270\031\001'
+  _globals['_VCENTERSERVICE'].methods_by_name['TestVcenter']._loaded_options = None
+  _globals['_VCENTERSERVICE'].methods_by_name['TestVcenter']._serialized_options = b'\240\270\031\002'
+  _globals['_VCENTERSERVICE'].methods_by_name['RemoveVcenter']._loaded_options = None
+  _globals['_VCENTERSERVICE'].methods_by_name['RemoveVcenter']._serialized_options = b'\240\270\031\003'
+  _globals['_VCENTERSERVICE'].methods_by_name['ListVirtualMachines']._loaded_options = None
+  _globals['_VCENTERSERVICE'].methods_by_name['ListVirtualMachines']._serialized_options = b'\240\270\031\002'
+  _globals['_VCENTERSERVICE'].methods_by_name['CheckVirtualMachine']._loaded_options = None
+  _globals['_VCENTERSERVICE'].methods_by_name['CheckVirtualMachine']._serialized_options = b'\240\270\031\002'
+  _globals['_VCENTERSERVICE'].methods_by_name['NotePasswordChange']._loaded_options = None
+  _globals['_VCENTERSERVICE'].methods_by_name['NotePasswordChange']._serialized_options = b'\240\270\031\002'
+  _globals['_VCENTER']._serialized_start=195
+  _globals['_VCENTER']._serialized_end=473
+  _globals['_ADDVCENTERREQUEST']._serialized_start=475
+  _globals['_ADDVCENTERREQUEST']._serialized_end=537
+  _globals['_ADDVCENTERRESPONSE']._serialized_start=539
+  _globals['_ADDVCENTERRESPONSE']._serialized_end=602
+  _globals['_CHANGEVCENTERREQUEST']._serialized_start=604
+  _globals['_CHANGEVCENTERREQUEST']._serialized_end=669
+  _globals['_CHANGEVCENTERRESPONSE']._serialized_start=671
+  _globals['_CHANGEVCENTERRESPONSE']._serialized_end=737
+  _globals['_LISTVCENTERSREQUEST']._serialized_start=739
+  _globals['_LISTVCENTERSREQUEST']._serialized_end=760
+  _globals['_LISTVCENTERSRESPONSE']._serialized_start=762
+  _globals['_LISTVCENTERSRESPONSE']._serialized_end=828
+  _globals['_TESTVCENTERREQUEST']._serialized_start=830
+  _globals['_TESTVCENTERREQUEST']._serialized_end=864
+  _globals['_TESTVCENTERRESPONSE']._serialized_start=866
+  _globals['_TESTVCENTERRESPONSE']._serialized_end=985
+  _globals['_REMOVEVCENTERREQUEST']._serialized_start=987
+  _globals['_REMOVEVCENTERREQUEST']._serialized_end=1023
+  _globals['_REMOVEVCENTERRESPONSE']._serialized_start=1025
+  _globals['_REMOVEVCENTERRESPONSE']._serialized_end=1071
+  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_start=1073
+  _globals['_LISTVIRTUALMACHINESREQUEST']._serialized_end=1123
+  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_start=1126
+  _globals['_LISTVIRTUALMACHINESRESPONSE']._serialized_end=1271
+  _globals['_VCENTERFAILURE']._serialized_start=1273
+  _globals['_VCENTERFAILURE']._serialized_end=1357
+  _globals['_LISTEDVIRTUALMACHINE']._serialized_start=1360
+  _globals['_LISTEDVIRTUALMACHINE']._serialized_end=1651
+  _globals['_LISTEDDISK']._serialized_start=1653
+  _globals['_LISTEDDISK']._serialized_end=1747
+  _globals['_CHECKVIRTUALMACHINEREQUEST']._serialized_start=1749
+  _globals['_CHECKVIRTUALMACHINEREQUEST']._serialized_end=1836
+  _globals['_CHECKVIRTUALMACHINERESPONSE']._serialized_start=1839
+  _globals['_CHECKVIRTUALMACHINERESPONSE']._serialized_end=1973
+  _globals['_NOTEPASSWORDCHANGEREQUEST']._serialized_start=1975
+  _globals['_NOTEPASSWORDCHANGEREQUEST']._serialized_end=2016
+  _globals['_NOTEPASSWORDCHANGERESPONSE']._serialized_start=2018
+  _globals['_NOTEPASSWORDCHANGERESPONSE']._serialized_end=2046
+  _globals['_VCENTERSERVICE']._serialized_start=2049
+  _globals['_VCENTERSERVICE']._serialized_end=2914
 # @@protoc_insertion_point(module_scope)

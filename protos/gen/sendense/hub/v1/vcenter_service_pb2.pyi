@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from sendense.common.v1 import failure_pb2 as _failure_pb2
 from sendense.hub.v1 import system_service_pb2 as _system_service_pb2
 import builtins as _builtins
 import sys
@@ -135,6 +136,54 @@ class AddVcenterResponse(_message.Message):
 Global___AddVcenterResponse: _TypeAlias = AddVcenterResponse  # noqa: Y015
 
 @_typing.final
+class ChangeVcenterRequest(_message.Message):
+    """See ChangeVcenter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCENTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def vcenter(self) -> Global___Vcenter:
+        """Only name, host, port (0: 443) and trust are used."""
+
+    def __init__(
+        self,
+        *,
+        vcenter: Global___Vcenter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vcenter", b"vcenter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcenter", b"vcenter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeVcenterRequest: _TypeAlias = ChangeVcenterRequest  # noqa: Y015
+
+@_typing.final
+class ChangeVcenterResponse(_message.Message):
+    """See ChangeVcenter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCENTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def vcenter(self) -> Global___Vcenter:
+        """As it is kept now."""
+
+    def __init__(
+        self,
+        *,
+        vcenter: Global___Vcenter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vcenter", b"vcenter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vcenter", b"vcenter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeVcenterResponse: _TypeAlias = ChangeVcenterResponse  # noqa: Y015
+
+@_typing.final
 class ListVcentersRequest(_message.Message):
     """See ListVcenters."""
 
@@ -205,19 +254,29 @@ class TestVcenterResponse(_message.Message):
 
     INSTANCE_UUID_FIELD_NUMBER: _builtins.int
     FULL_NAME_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_SHA256_FIELD_NUMBER: _builtins.int
+    MISSING_PRIVILEGES_FIELD_NUMBER: _builtins.int
     instance_uuid: _builtins.str
     """Instance UUID."""
     full_name: _builtins.str
     """Full name and version."""
+    certificate_sha256: _builtins.bytes
+    """SHA-256 of the certificate it showed, 32 bytes."""
+    @_builtins.property
+    def missing_privileges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What backups of some VMs need and the user lacks, as "Datastore.Browse on 1 of 3 datastores (ds2)"."""
+
     def __init__(
         self,
         *,
         instance_uuid: _builtins.str = ...,
         full_name: _builtins.str = ...,
+        certificate_sha256: _builtins.bytes = ...,
+        missing_privileges: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_name", b"full_name", "instance_uuid", b"instance_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_sha256", b"certificate_sha256", "full_name", b"full_name", "instance_uuid", b"instance_uuid", "missing_privileges", b"missing_privileges"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -296,22 +355,56 @@ class ListVirtualMachinesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VIRTUAL_MACHINES_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def virtual_machines(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedVirtualMachine]:
         """By vCenter, then name."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___VcenterFailure]:
+        """Of several that were asked: those that could not be, by name. When one was asked, its failure is the status."""
 
     def __init__(
         self,
         *,
         virtual_machines: _abc.Iterable[Global___ListedVirtualMachine] | None = ...,
+        failures: _abc.Iterable[Global___VcenterFailure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["virtual_machines", b"virtual_machines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "virtual_machines", b"virtual_machines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListVirtualMachinesResponse: _TypeAlias = ListVirtualMachinesResponse  # noqa: Y015
+
+@_typing.final
+class VcenterFailure(_message.Message):
+    """A vCenter that could not be asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCENTER_NAME_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    vcenter_name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        vcenter_name: _builtins.str = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "vcenter_name", b"vcenter_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VcenterFailure: _TypeAlias = VcenterFailure  # noqa: Y015
 
 @_typing.final
 class ListedVirtualMachine(_message.Message):

@@ -40,6 +40,11 @@ class VcenterServiceStub:
                 request_serializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.AddVcenterRequest.SerializeToString,
                 response_deserializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.AddVcenterResponse.FromString,
                 _registered_method=True)
+        self.ChangeVcenter = channel.unary_unary(
+                '/sendense.hub.v1.VcenterService/ChangeVcenter',
+                request_serializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ChangeVcenterRequest.SerializeToString,
+                response_deserializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ChangeVcenterResponse.FromString,
+                _registered_method=True)
         self.ListVcenters = channel.unary_unary(
                 '/sendense.hub.v1.VcenterService/ListVcenters',
                 request_serializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ListVcentersRequest.SerializeToString,
@@ -83,6 +88,14 @@ class VcenterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeVcenter(self, request, context):
+        """Changes address and trust of a vCenter; it stays the same one, by its own identity. The caller has bound its
+        credential to the same before. VCENTER_NOT_FOUND. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListVcenters(self, request, context):
         """All vCenters, by name.
         """
@@ -91,8 +104,9 @@ class VcenterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TestVcenter(self, request, context):
-        """Has the site's agent log in once. Failures name the cause: VCENTER_LOGIN_FAILED, VCENTER_UNREACHABLE,
-        VCENTER_CERTIFICATE_NOT_TRUSTED, …
+        """Has the site's agent log in once, whatever was refused before. Failures name the cause, in their metadata too
+        ("cause"): VCENTER_LOGIN_FAILED, VCENTER_ACCOUNT_LOCKED, VCENTER_UNREACHABLE, VCENTER_CERTIFICATE_NOT_TRUSTED,
+        VCENTER_NOT_AS_BOUND; VCENTER_NO_PERMISSION when a privilege that each backup needs is missing everywhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,6 +149,11 @@ def add_VcenterServiceServicer_to_server(servicer, server):
                     servicer.AddVcenter,
                     request_deserializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.AddVcenterRequest.FromString,
                     response_serializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.AddVcenterResponse.SerializeToString,
+            ),
+            'ChangeVcenter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeVcenter,
+                    request_deserializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ChangeVcenterRequest.FromString,
+                    response_serializer=sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ChangeVcenterResponse.SerializeToString,
             ),
             'ListVcenters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListVcenters,
@@ -195,6 +214,33 @@ class VcenterService:
             '/sendense.hub.v1.VcenterService/AddVcenter',
             sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.AddVcenterRequest.SerializeToString,
             sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.AddVcenterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeVcenter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.hub.v1.VcenterService/ChangeVcenter',
+            sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ChangeVcenterRequest.SerializeToString,
+            sendense_dot_hub_dot_v1_dot_vcenter__service__pb2.ChangeVcenterResponse.FromString,
             options,
             channel_credentials,
             insecure,

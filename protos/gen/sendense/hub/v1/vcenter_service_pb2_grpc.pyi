@@ -18,11 +18,16 @@ class VcenterServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     AddVcenter: _aio.UnaryUnaryMultiCallable[_vcenter_service_pb2.AddVcenterRequest, _vcenter_service_pb2.AddVcenterResponse]
     """Adds a vCenter; nobody logs in yet. VCENTER_EXISTS, SITE_NOT_FOUND."""
+    ChangeVcenter: _aio.UnaryUnaryMultiCallable[_vcenter_service_pb2.ChangeVcenterRequest, _vcenter_service_pb2.ChangeVcenterResponse]
+    """Changes address and trust of a vCenter; it stays the same one, by its own identity. The caller has bound its
+    credential to the same before. VCENTER_NOT_FOUND. Idempotent.
+    """
     ListVcenters: _aio.UnaryUnaryMultiCallable[_vcenter_service_pb2.ListVcentersRequest, _vcenter_service_pb2.ListVcentersResponse]
     """All vCenters, by name."""
     TestVcenter: _aio.UnaryUnaryMultiCallable[_vcenter_service_pb2.TestVcenterRequest, _vcenter_service_pb2.TestVcenterResponse]
-    """Has the site's agent log in once. Failures name the cause: VCENTER_LOGIN_FAILED, VCENTER_UNREACHABLE,
-    VCENTER_CERTIFICATE_NOT_TRUSTED, …
+    """Has the site's agent log in once, whatever was refused before. Failures name the cause, in their metadata too
+    ("cause"): VCENTER_LOGIN_FAILED, VCENTER_ACCOUNT_LOCKED, VCENTER_UNREACHABLE, VCENTER_CERTIFICATE_NOT_TRUSTED,
+    VCENTER_NOT_AS_BOUND; VCENTER_NO_PERMISSION when a privilege that each backup needs is missing everywhere.
     """
     RemoveVcenter: _aio.UnaryUnaryMultiCallable[_vcenter_service_pb2.RemoveVcenterRequest, _vcenter_service_pb2.RemoveVcenterResponse]
     """Forgets a vCenter. VCENTER_IN_USE while it has jobs running; its restore points stay."""
@@ -49,6 +54,16 @@ class VcenterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Adds a vCenter; nobody logs in yet. VCENTER_EXISTS, SITE_NOT_FOUND."""
 
     @_abc_1.abstractmethod
+    def ChangeVcenter(
+        self,
+        request: _vcenter_service_pb2.ChangeVcenterRequest,
+        context: _aio.ServicerContext[_vcenter_service_pb2.ChangeVcenterRequest, _abc.Awaitable[_vcenter_service_pb2.ChangeVcenterResponse]],
+    ) -> _abc.Awaitable[_vcenter_service_pb2.ChangeVcenterResponse]:
+        """Changes address and trust of a vCenter; it stays the same one, by its own identity. The caller has bound its
+        credential to the same before. VCENTER_NOT_FOUND. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
     def ListVcenters(
         self,
         request: _vcenter_service_pb2.ListVcentersRequest,
@@ -62,8 +77,9 @@ class VcenterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vcenter_service_pb2.TestVcenterRequest,
         context: _aio.ServicerContext[_vcenter_service_pb2.TestVcenterRequest, _abc.Awaitable[_vcenter_service_pb2.TestVcenterResponse]],
     ) -> _abc.Awaitable[_vcenter_service_pb2.TestVcenterResponse]:
-        """Has the site's agent log in once. Failures name the cause: VCENTER_LOGIN_FAILED, VCENTER_UNREACHABLE,
-        VCENTER_CERTIFICATE_NOT_TRUSTED, …
+        """Has the site's agent log in once, whatever was refused before. Failures name the cause, in their metadata too
+        ("cause"): VCENTER_LOGIN_FAILED, VCENTER_ACCOUNT_LOCKED, VCENTER_UNREACHABLE, VCENTER_CERTIFICATE_NOT_TRUSTED,
+        VCENTER_NOT_AS_BOUND; VCENTER_NO_PERMISSION when a privilege that each backup needs is missing everywhere.
         """
 
     @_abc_1.abstractmethod

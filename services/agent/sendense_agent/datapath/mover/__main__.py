@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m sendense_agent.datapath.mover READ_FD ZERO_FD`: takes an order on stdin, tells on stdout.
+"""`python -m sendense_agent.datapath.mover READ_FD ZERO_FD KEPT_FD AUDIT_FD`: copies one disk.
 
-Input: one line of JSON, the order; then lines as {"limit": bytes per second}; its end ends the process.
-Output: framed RunBackupResponse messages with progress, checkpoint, and at last disk_done or failed.
+Input: one line of JSON, the order; then lines as {"limit": bytes per second} or {"stop": true}, which ends it
+with a last checkpoint; the end of input ends the process at once.
+Output: framed RunBackupResponse messages with progress, checkpoint, audit_mismatch, and at last disk_done or
+failed.
 """
 
 from __future__ import annotations
@@ -33,10 +35,11 @@ def main() -> int:
     """Copies one disk; the exit code is 1 after a failure, which was told."""
     configure_logging()
     tune_malloc()
-    read, zero = (Extents.from_bytes(_read_all(int(number))) for number in sys.argv[1:3])
+    read, zero, kept = (Extents.from_bytes(_read_all(int(number))) for number in sys.argv[1:4])
+    audit = _read_all(int(sys.argv[4]))
     # Without a buffer: a thread that waits in a buffered file when the process ends makes it abort.
     orders = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - until the process ends
-    order = CopyOrder.from_json(orders.readline(), read, zero)
+    order = CopyOrder.from_json(orders.readline(), read, zero, kept, audit)
     telemetry.configure(_SERVICE, spans_socket=order.telemetry_socket)
     failed = False
     try:
@@ -64,10 +67,16 @@ async def _copy(order: CopyOrder, orders: io.FileIO) -> dict[str, int]:
             engine = CopyEngine(order, _tell, tunnel.wire_bytes_sent)
             threading.Thread(target=_take_commands, args=(engine, orders), daemon=True).start()
             try:
-                await asyncio.to_thread(engine.run)
+                counted = await asyncio.to_thread(engine.run)
             except SendenseError as error:
                 raise _cause(error, tunnel, forward) from error
-        return {"wire_bytes": tunnel.wire_bytes_sent()}
+        return {
+            "wire_bytes": tunnel.wire_bytes_sent(),
+            "flush_ms": round(engine.flush_s * 1000),
+            "waited_for_flush_ms": round(engine.waited_for_flush_s * 1000),
+            "audited_bytes": counted.audited_bytes,
+            "audit_mismatches": counted.audit_mismatches,
+        }
 
 
 def _cause(error: SendenseError, tunnel: Tunnel, forward: Forward) -> SendenseError:
@@ -88,7 +97,11 @@ def _cause(error: SendenseError, tunnel: Tunnel, forward: Forward) -> SendenseEr
 
 def _take_commands(engine: CopyEngine, orders: io.FileIO) -> None:
     for line in orders:
-        engine.limit(int(json.loads(line)["limit"]))
+        command = json.loads(line)
+        if "stop" in command:
+            engine.stop()
+        else:
+            engine.limit(int(command["limit"]))
     os._exit(1)  # whoever ordered the copy is gone
 
 

@@ -13,10 +13,8 @@ import contextlib
 import functools
 import hashlib
 import os
-import select
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain
 
 import nbd
 
@@ -25,10 +23,11 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.datapath.mover import comparing, pieces
 from sendense_agent.datapath.mover.allowance import Allowance
 from sendense_agent.datapath.mover.comparing import RECORD, Work
+from sendense_agent.datapath.mover.mismatches import Mismatches
+from sendense_agent.datapath.mover.turn import POLL_MS, blocks, turn
 from sendense_agent.datapath.order import CopyOrder
 from sendense_common.errors import SendenseError
 
-_POLL_MS = 100
 _PROGRESS_EVERY_S = 0.25
 _MOST_RECORDS = 20_000
 # An NBD server speaks first; one that does not is busy with other clients, or hangs.
@@ -62,8 +61,15 @@ class CopyEngine:
         self._flushing: list[pb.LedgerRecord] | None = None
         self._flushes_left = 0
         self._flushed_at = time.monotonic()
+        self._flush_sent_at = 0.0
+        self.flush_s = 0.0
+        """Between flushes and their answers, all in all; the copy goes on meanwhile."""
+        self._mismatches = Mismatches(order.disk_key, tell)
         self._next_target = 0
         self._allowance = Allowance()
+        self._stop = False
+        self.waited_for_flush_s = 0.0
+        """Of `flush_s`, how long nothing else went on."""
         self._source: nbd.NBD
         self._targets: list[nbd.NBD] = []
 
@@ -71,8 +77,15 @@ class CopyEngine:
         """May be called from another thread; 0 is no limit."""
         self._allowance.set(bytes_per_second)
 
-    def run(self) -> None:
-        """Copies everything, flushes, and tells that the disk is done.
+    def stop(self) -> None:
+        """May be called from another thread: reads no more; `run` ends with what was read by then."""
+        self._stop = True
+
+    def run(self) -> pb.DiskProgress:
+        """Copies everything, flushes, and tells that the disk is done (unless it was stopped before it was).
+
+        Returns:
+            Its counters in the end.
 
         Raises:
             SendenseError: SOURCE_READ_FAILED, TARGET_WRITE_FAILED, DISK_MISMATCH.
@@ -87,14 +100,22 @@ class CopyEngine:
             for _ in range(order.connections)
         ]
         self._flushed_at = time.monotonic()
-        self._copy(self._compared() if order.digests_export_name else self._planned())
+        try:
+            complete = self._copy(self._compared() if order.digests_export_name else self._planned())
+        except comparing.DigestsError as error:
+            reason = Reason.REASON_TARGET_WRITE_FAILED
+            raise self._error(reason, "gave digests that cannot be", str(error)) from error
+        finally:
+            self._mismatches.tell()
         self._tell_progress(final=True)
-        done = pb.DiskDone(progress=self._progress)
-        done.duration.FromNanoseconds(int((time.monotonic() - began) * 1e9))
-        self._tell(pb.RunBackupResponse(disk_done=done))
+        if complete:
+            done = pb.DiskDone(progress=self._progress)
+            done.duration.FromNanoseconds(int((time.monotonic() - began) * 1e9))
+            self._tell(pb.RunBackupResponse(disk_done=done))
         for handle in (self._source, *self._targets):
             with contextlib.suppress(nbd.Error):  # all is flushed; the hub may have closed it already
                 handle.shutdown()
+        return self._progress
 
     def _connect(
         self, socket: str, export_name: str, reason: Reason.ValueType, *, whole_disk: bool = True
@@ -109,7 +130,7 @@ class CopyEngine:
                     raise self._error(
                         reason, "cannot be opened", f"no NBD handshake within {_HANDSHAKE_WITHIN_S:.0f} s"
                     )
-                handle.poll(_POLL_MS)
+                handle.poll(POLL_MS)
                 self._tell_progress()
         except nbd.Error as error:
             raise self._error(reason, "cannot be opened", error.string) from error
@@ -123,11 +144,13 @@ class CopyEngine:
         return handle
 
     def _planned(self) -> Iterator[Work]:
-        """What is known without looking: zeroes, then reads."""
-        return chain(
-            (Work(offset, length, zero=True) for offset, length in pieces.zeroes(self._order.zero)),
-            (Work(offset, length) for offset, length in pieces.reads(self._order.read)),
-        )
+        """What is known without looking: zeroes, then reads, then what is audited."""
+        order = self._order
+        yield from (Work(offset, length, zero=True) for offset, length in pieces.zeroes(order.zero))
+        yield from (Work(offset, length) for offset, length in pieces.reads(order.read))
+        if order.audit:
+            changed = order.read.union(order.zero).union(order.kept)
+            yield from comparing.audit(order.audit, changed, order.capacity_bytes)
 
     def _compared(self) -> Iterator[Work]:
         """All that is in use or was data."""
@@ -139,36 +162,25 @@ class CopyEngine:
             whole_disk=False,
         )
         before = comparing.digests(self._blocks(handle), order.capacity_bytes)
-        try:
-            yield from comparing.work(order.read, before, order.capacity_bytes)
-        except comparing.DigestsError as error:
-            raise self._error(
-                Reason.REASON_TARGET_WRITE_FAILED, "gave digests that cannot be", str(error)
-            ) from error
+        yield from comparing.work(order.read, before, order.capacity_bytes, order.kept)
         with contextlib.suppress(nbd.Error):
             handle.shutdown()
 
     def _blocks(self, handle: nbd.NBD) -> Iterator[bytes]:
         """An export from its beginning; the copy waits meanwhile."""
-        size = handle.get_size()
-        for offset in range(0, size, _DIGESTS_BYTES):
-            block = bytearray(min(_DIGESTS_BYTES, size - offset))
-            try:
-                cookie = handle.aio_pread(block, offset)
-                while not handle.aio_command_completed(cookie):
-                    handle.poll(_POLL_MS)
-                    self._tell_progress()
-            except nbd.Error as error:
-                raise self._error(
-                    Reason.REASON_TARGET_WRITE_FAILED, "gives no digests", error.string
-                ) from error
-            yield bytes(block)
+        try:
+            yield from blocks(handle, _DIGESTS_BYTES, self._tell_progress)
+        except nbd.Error as error:
+            raise self._error(Reason.REASON_TARGET_WRITE_FAILED, "gives no digests", error.string) from error
 
-    def _copy(self, todo: Iterator[Work]) -> None:
-        item = next(todo, None)
+    def _copy(self, todo: Iterator[Work]) -> bool:
+        """Whether all of it was copied."""
+        item, complete = next(todo, None), True
         while (
             item is not None or self._in_flight or self._arrived or self._acked or self._flushing is not None
         ):
+            if self._stop and item is not None:
+                item, complete = None, False
             while item is not None and self._may_submit(item):
                 if item.zero:
                     self._zero(item.offset, item.length)
@@ -180,10 +192,23 @@ class CopyEngine:
             copied = item is None and not self._in_flight
             if self._flushing is None and self._acked and (copied or self._checkpoint_due()):
                 self._flush()
-            self._poll()
+            self._wait()
             self._tell_progress()
             if self._failure is not None:
                 raise self._failure
+        return complete
+
+    def _wait(self) -> None:
+        """Waits for something to go on; time in which nothing did but a flush is counted."""
+        others, began = self._in_flight - self._flushes_left, time.monotonic()
+        flushing = self._flushing is not None
+        sent, gone = turn([self._source, *self._targets], 0 if self._arrived else POLL_MS)
+        for handle, words in gone:
+            source = handle is self._source
+            reason = Reason.REASON_SOURCE_READ_FAILED if source else Reason.REASON_TARGET_WRITE_FAILED
+            self._keep(self._error(reason, "has gone", words))
+        if flushing and not sent and others == self._in_flight - self._flushes_left:
+            self.waited_for_flush_s += time.monotonic() - began
 
     # --- requests ---
 
@@ -202,7 +227,8 @@ class CopyEngine:
             if error.value:
                 self._fail(Reason.REASON_SOURCE_READ_FAILED, f"cannot be read at byte {offset}", error.value)
             else:
-                self._progress.read_bytes += length
+                self._progress.audited_bytes += length if item.audit else 0
+                self._progress.read_bytes += 0 if item.audit else length
                 self._arrived.append((buffer, item))
             return 1
 
@@ -222,6 +248,9 @@ class CopyEngine:
             return
         parts = list(pieces.runs(view, offset))
         pending = len(parts)
+        if item.audit:
+            self._mismatches.note(item, parts)
+            self._progress.audit_mismatches = self._mismatches.count
 
         def finished() -> None:
             nonlocal pending
@@ -234,7 +263,7 @@ class CopyEngine:
                 data = view[start : start + size]
                 self._write(data, offset + start, finished)
             elif item.sha256 == b"":  # zeroes then and now
-                self._progress.zero_bytes += size
+                self._progress.zero_bytes += 0 if item.audit else size
                 finished()
             elif self._order.write_zeroes:
                 self._zero(offset + start, size, finished)
@@ -291,6 +320,7 @@ class CopyEngine:
         self._flushing, self._acked = self._acked, []
         self._acked_bytes = 0
         self._flushes_left = len(self._targets)
+        self._flush_sent_at = time.monotonic()
 
         def completed(error: nbd.ctypes.c_int) -> int:
             self._in_flight -= 1
@@ -344,6 +374,7 @@ class CopyEngine:
         )
         self._flushing = None
         self._flushed_at = time.monotonic()
+        self.flush_s += self._flushed_at - self._flush_sent_at
 
     def _tell_progress(self, *, final: bool = False) -> None:
         if final or time.monotonic() - self._told_at >= _PROGRESS_EVERY_S:
@@ -363,36 +394,6 @@ class CopyEngine:
         return SendenseError(
             reason,
             f"{self._order.label}: {side} {what}: {words}",
-            remedy="Nothing of this backup is kept. Mend the cause and start it again.",
+            remedy="Mend the cause. What was flushed is kept, and the next attempt goes on from there.",
             disk=self._order.disk_key,
         )
-
-    def _poll(self) -> None:
-        """Waits for any connection, for a tenth of a second at the most, and lets libnbd go on."""
-        poll = select.poll()
-        handles = {}
-        for handle in (self._source, *self._targets):
-            source = handle is self._source
-            reason = Reason.REASON_SOURCE_READ_FAILED if source else Reason.REASON_TARGET_WRITE_FAILED
-            if handle.aio_is_dead() or handle.aio_is_closed():
-                self._keep(self._error(reason, "has gone", "the connection was closed"))
-                return
-            direction = handle.aio_get_direction()
-            mask = select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0
-            mask |= select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0
-            descriptor = handle.aio_get_fd()
-            handles[descriptor] = (handle, reason)
-            poll.register(descriptor, mask)
-        for descriptor, found in poll.poll(0 if self._arrived else _POLL_MS):
-            handle, reason = handles[descriptor]
-            direction = handle.aio_get_direction()
-            try:
-                if (
-                    found & (select.POLLIN | select.POLLHUP | select.POLLERR)
-                    and direction & nbd.AIO_DIRECTION_READ
-                ):
-                    handle.aio_notify_read()
-                elif found & (select.POLLOUT | select.POLLERR) and direction & nbd.AIO_DIRECTION_WRITE:
-                    handle.aio_notify_write()
-            except nbd.Error as error:
-                self._keep(self._error(reason, "has gone", error.string))

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sendense_agent.domain.extents import Extents
+from sendense_agent.domain.remainder import RECORD_BYTES
 
-PIECE_BYTES = 1024 * 1024
+PIECE_BYTES = RECORD_BYTES
 """Largest read, write and data record; none crosses a multiple of it."""
 GRAIN_BYTES = 64 * 1024
 """Zeroes shorter than this are written as data: smaller requests cost more than they save."""

@@ -24,6 +24,8 @@ _READY_WITHIN_S = 30.0
 _ASK_EVERY_S = 0.02
 _STDERR_LINES = 40
 _ALL_WORDS_WITHIN_S = 1.0
+# A socket's file is there a moment before anybody listens.
+_NOT_YET = "Connection refused"
 _ERROR = re.compile(r"nbdkit: (?:\S+ )?error: (?P<words>.+)")
 
 Explain = Callable[[str, str], SendenseError]
@@ -175,7 +177,8 @@ class _Server:
                 if asking.returncode == 0:
                     return int(output)
                 self._answer = errors.decode(errors="replace").strip()
-                break  # it listens, so what it says is final
+                if not self._answer.endswith(_NOT_YET):
+                    break  # it listens, so what it says is final
             await asyncio.sleep(_ASK_EVERY_S)
         if self._child.returncode is not None:
             await asyncio.wait({self._reading}, timeout=_ALL_WORDS_WITHIN_S)

@@ -13,8 +13,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,6 +29,7 @@ from sendense_common.undisturbed import undisturbed
 log = logging.getLogger(__name__)
 
 DEFAULT_TRANSPORTS = "nbdssl"
+Login = Callable[[], contextlib.AbstractAsyncContextManager[tuple[str, str]]]
 _LOOK_WITHIN_S = 20.0
 # The library logs out when its connection is closed; killed before, its session stays for half an hour.
 _STOP_GRACE_S = 20.0
@@ -55,8 +57,8 @@ class VddkSource:
     """Where the library was unpacked: the directory that holds `lib64`."""
     server: str
     port: int
-    user: str
-    password: str = field(repr=False)
+    login: Login = field(repr=False)
+    """Opens (user, password) for the block, which is one login."""
     thumbprint: str
     """SHA-1 of the server's certificate, as "AA:BB:…": of the very one that was verified otherwise."""
     machine: str
@@ -80,23 +82,27 @@ class VddkSource:
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             directory.mkdir(mode=0o700, exist_ok=True)
             config.write_text(_CONFIG.format(directory=directory))
-            password = nbdkit.handed_over(self.password)
-            stack.callback(os.close, password)
-            yield await stack.enter_async_context(
-                nbdkit.serving(
-                    self._arguments(config, password),
-                    socket=socket,
-                    label=label,
-                    capacity_bytes=capacity_bytes,
-                    explain=self._explain,
-                    descriptors=[password],
-                    environment=environment(self.libdir),
-                    stop_grace_s=_STOP_GRACE_S,
-                    fatal=_REFUSED,
+            # The handshake with which serving begins shows that the library has logged in.
+            async with self.login() as (user, password):
+                descriptor = nbdkit.handed_over(password)
+                stack.callback(os.close, descriptor)
+                del password
+                source = await stack.enter_async_context(
+                    nbdkit.serving(
+                        self._arguments(config, user, descriptor),
+                        socket=socket,
+                        label=label,
+                        capacity_bytes=capacity_bytes,
+                        explain=partial(_explain, user),
+                        descriptors=[descriptor],
+                        environment=environment(self.libdir),
+                        stop_grace_s=_STOP_GRACE_S,
+                        fatal=_REFUSED,
+                    )
                 )
-            )
+            yield source
 
-    def _arguments(self, config: Path, password: int) -> list[str]:
+    def _arguments(self, config: Path, user: str, password: int) -> list[str]:
         return [
             "--filter=retry",
             "vddk",
@@ -105,7 +111,7 @@ class VddkSource:
             f"server={self.server}",
             f"port={self.port}",
             f"thumbprint={self.thumbprint}",
-            f"user={self.user}",
+            f"user={user}",
             f"password=-{password}",
             f"vm=moref={self.machine}",
             f"snapshot={self.snapshot}",
@@ -115,25 +121,26 @@ class VddkSource:
             f"retry-delay={_RETRY_AFTER_S}",
         ]
 
-    def _explain(self, label: str, words: str) -> SendenseError:
-        if _REFUSED.search(words):
-            return SendenseError(
-                Reason.REASON_VCENTER_LOGIN_FAILED,
-                f"{label}: the vCenter refuses {self.user!r} through VDDK: {words}",
-                remedy="Set the right password with `sendense vcenter password`, and test it.",
-            )
-        if _UNTRUSTED.search(words):
-            return SendenseError(
-                Reason.REASON_VCENTER_CERTIFICATE_NOT_TRUSTED,
-                f"{label}: VDDK does not trust the server: {words}",
-                remedy="The certificate may have changed just now: test the vCenter, start the backup again.",
-            )
+
+def _explain(user: str, label: str, words: str) -> SendenseError:
+    if _REFUSED.search(words):
         return SendenseError(
-            Reason.REASON_SOURCE_READ_FAILED,
-            f"{label}: VDDK cannot read the disk: {words}",
-            remedy="Can the agent reach the ESXi host at port 902? The user needs the privilege "
-            "VirtualMachine.Provisioning.DiskRandomRead.",
+            Reason.REASON_VCENTER_LOGIN_FAILED,
+            f"{label}: the vCenter refuses {user!r} through VDDK: {words}",
+            remedy="Set the right password with `sendense vcenter password`, and test it.",
         )
+    if _UNTRUSTED.search(words):
+        return SendenseError(
+            Reason.REASON_VCENTER_CERTIFICATE_NOT_TRUSTED,
+            f"{label}: VDDK does not trust the server: {words}",
+            remedy="The certificate may have changed just now: test the vCenter, start the backup again.",
+        )
+    return SendenseError(
+        Reason.REASON_SOURCE_READ_FAILED,
+        f"{label}: VDDK cannot read the disk: {words}",
+        remedy="Can the agent reach the ESXi host at port 902? The user needs the privilege "
+        "VirtualMachine.Provisioning.DiskRandomRead.",
+    )
 
 
 def environment(libdir: Path) -> dict[str, str]:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What verifications, exports and backups have found out about the layers of points; it goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+
+from sendense.hub.v1 import point_service_pb2 as pb
+from sendense_hub.catalog.schema import point_disks
+
+_DISK = point_disks.c
+
+
+def found_right(connection: sa.Connection, point_id: str, time_us: int) -> None:
+    """All of a point was read and is right: whatever was seen from it is no more."""
+    connection.execute(
+        point_disks.update()
+        .where(sa.or_(_DISK.damage_seen_from == point_id, _DISK.point_id == point_id))
+        .values(damage=None, damage_time_us=None, damage_seen_from=None)
+    )
+    connection.execute(point_disks.update().where(_DISK.point_id == point_id).values(verify_time_us=time_us))
+
+
+def found_damaged(
+    connection: sa.Connection,
+    point_id: str,
+    damage: Mapping[str, str],
+    message: str,
+    time_us: int,
+) -> None:
+    """Something is wrong.
+
+    Args:
+        connection: of the catalog.
+        point_id: the point that was looked at.
+        damage: `point` and `disk` where they are known: whose layer it is. Without a disk it is the point's
+            every layer; without a point that the catalog knows, it is the one that was looked at.
+        message: what was found.
+        time_us: when.
+    """
+    values = {"damage": message, "damage_time_us": time_us, "damage_seen_from": point_id}
+    for owner in (damage.get("point", ""), point_id):
+        query = point_disks.update().where(_DISK.point_id == owner).values(**values)
+        if "disk" in damage:
+            query = query.where(_DISK.key == int(damage["disk"]))
+        if connection.execute(query).rowcount:
+            return
+
+
+def mark(connection: sa.Connection, found: Mapping[str, pb.RestorePoint]) -> None:
+    """Writes into points, by ID, what is known of their disks: also what they are built on counts."""
+    ids = list(found)
+    disks = {(point.point_id, disk.key): disk for point in found.values() for disk in point.disks}
+    right = sa.select(_DISK.point_id, _DISK.key, _DISK.verify_time_us).where(
+        _DISK.point_id.in_(ids), _DISK.verify_time_us.is_not(None)
+    )
+    for point_id, key, time_us in connection.execute(right):
+        disks[point_id, key].verify_time.FromMicroseconds(time_us)
+    if connection.execute(sa.select(_DISK.key).where(_DISK.damage.is_not(None)).limit(1)).first() is None:
+        return
+    for row in connection.execute(_affected()):
+        disk = disks.get((row.point_id, row.key))
+        if disk is not None and (not disk.HasField("damage") or row.owner == row.point_id):
+            disk.damage.point_id = row.owner
+            disk.damage.message = row.damage
+            disk.damage.find_time.FromMicroseconds(row.damage_time_us)
+
+
+def damaged(connection: sa.Connection) -> list[str]:
+    """Points with a layer that is damaged or built on one that is."""
+    return sorted({row.point_id for row in connection.execute(_affected())})
+
+
+def _affected() -> sa.Select[tuple[str, int, str, str, int]]:
+    """Damaged layers, and all that is built on them."""
+    own = (
+        sa.select(
+            _DISK.point_id, _DISK.key, _DISK.point_id.label("owner"), _DISK.damage, _DISK.damage_time_us
+        )
+        .where(_DISK.damage.is_not(None))
+        .cte("affected", recursive=True)
+    )
+    above = point_disks.alias()
+    built = sa.select(above.c.point_id, above.c.key, own.c.owner, own.c.damage, own.c.damage_time_us).where(
+        above.c.parent_point_id == own.c.point_id, above.c.key == own.c.key
+    )
+    every = own.union(built)
+    return sa.select(every.c.point_id, every.c.key, every.c.owner, every.c.damage, every.c.damage_time_us)

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the invitation to an agent that the hub knows, and all that must end it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import sqlite3
+import stat
+
+import asyncssh
+import pytest
+from tests.integration.enrolment.kit import SITE, WITHIN_S, Centre
+from tests.integration.tunnel.kit import until
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.config import load_config, ssh_key_file
+from sendense_agent.control import enrolling
+from sendense_agent.control.enrolling import Asked, enrol
+from sendense_common.errors import SendenseError
+from sendense_common.keys import AgentKeys, load_agent_keys
+from sendense_common.tunnel import dial, ensure_key, fingerprint
+from sendense_hub.domain.invitations import CODE_FOR_US
+
+pytestmark = pytest.mark.integration
+
+
+async def refused(centre: Centre, asked: Asked, name: str = "agent") -> SendenseError:
+    with pytest.raises(SendenseError) as error:
+        async with asyncio.timeout(WITHIN_S):
+            await enrol(centre.agent(name), asked, lambda text: None)
+    return error.value
+
+
+async def test_an_invited_agent_is_let_in_when_its_fingerprint_was_compared(centre: Centre):
+    asked = await centre.invited()
+    assert (await centre.listed())["state"] == "invited"
+    shown = await centre.shows(asked)
+    waits = await centre.listed()
+    assert (waits["state"], waits["invitation"]["fingerprint"]) == ("pending", shown)
+    assert not centre.waiting[0].done()
+
+    await centre.approve(shown)
+    assert await asyncio.wait_for(centre.waiting[0], WITHIN_S)
+    paths = centre.agent()
+    config = load_config(paths)
+    assert (config.agent_id, config.hub_port) == (SITE, centre.port)
+    assert fingerprint(config.hub_host_key) == asked.hub_fingerprint
+    async with dial(config.tunnel(paths)) as tunnel:  # with the whole key pinned, and its own keys
+        await tunnel.publish(paths.grpc_socket)
+        assert (centre.paths.agents_dir / f"{SITE}.sock").exists()
+    listed = await centre.listed()
+    assert (listed["state"], listed["fingerprint"]) == ("approved", shown)
+    assert await centre.lease_keys() == {SITE: load_agent_keys(paths.lease_keys_file).public.sealing}
+    # Again is no second enrolment, and approving again no error.
+    assert await enrol(paths, asked, lambda text: None)
+    await centre.approve(shown)
+
+
+async def test_private_keys_never_leave_and_nobody_else_can_read_them(centre: Centre):
+    await centre.let_in()
+    paths = centre.agent()
+    private = {ssh_key_file(paths), paths.lease_keys_file}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in private} == {0o600}
+    assert not (paths.state / "enrolment").exists()
+    # The first line of an OpenSSH key is the same in all of them.
+    secrets = ssh_key_file(paths).read_bytes().splitlines()[2:5]
+    secrets += [line for line in paths.lease_keys_file.read_bytes().splitlines() if b"-" not in line]
+    assert len(secrets) == 5
+    kept = [
+        file for file in centre.directory.rglob("*") if file.is_file() and paths.state not in file.parents
+    ]
+    assert any(file.name == "catalog.sqlite" for file in kept)
+    for file in kept:
+        assert not [secret for secret in secrets if secret in file.read_bytes()], file
+
+
+async def test_the_code_is_kept_nowhere(centre: Centre):
+    asked = await centre.invited()
+    await centre.shows(asked)
+    for file in centre.directory.rglob("*"):
+        if file.is_file():
+            assert asked.code.encode() not in file.read_bytes(), file
+            assert asked.code.replace("-", "").encode() not in file.read_bytes(), file
+
+
+async def test_interrupted_while_it_waits_the_same_line_goes_on_with_the_same_keys(centre: Centre):
+    asked = await centre.invited()
+    first = await centre.shows(asked)
+    centre.waiting[0].cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await centre.waiting[0]
+    await centre.approve(first)
+    typed = dataclasses.replace(asked, code=asked.code.lower())
+    assert await asyncio.wait_for(enrol(centre.agent(), typed, lambda text: None), WITHIN_S)
+    assert (await centre.listed())["fingerprint"] == first
+
+
+async def test_interrupted_while_keys_take_their_places_the_same_line_finishes_it(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+):
+    asked = await centre.invited()
+    shown = await centre.shows(asked)
+    put, calls = enrolling._put, []
+
+    def dies_at_the_second(source, place):
+        calls.append(place)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        put(source, place)
+
+    monkeypatch.setattr(enrolling, "_put", dies_at_the_second)
+    centre.waiting.pop().cancel()
+    await centre.approve(shown)
+    with pytest.raises(KeyboardInterrupt):
+        enrolling._take_place(centre.agent(), asked, centre.agent().state / "enrolment", centre.host_key)
+    monkeypatch.setattr(enrolling, "_put", put)
+    await until(lambda: not (centre.agent().run / "enrolment.sock").exists(), "the first one has let go")
+    assert await asyncio.wait_for(enrol(centre.agent(), asked, lambda text: None), WITHIN_S)
+    paths = centre.agent()
+    async with dial(load_config(paths).tunnel(paths)):
+        pass
+
+
+async def test_a_hub_that_is_not_the_invited_one_is_sent_nothing(centre: Centre):
+    met = []
+
+    class Impostor(asyncssh.SSHServer):
+        def begin_auth(self, username: str) -> bool:
+            met.append(username)
+            return False
+
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    async with await asyncssh.listen("127.0.0.1", 0, server_factory=Impostor, server_host_keys=[key]) as fake:
+        asked = await centre.invited()
+        error = await refused(centre, dataclasses.replace(asked, hub_port=fake.get_port()))
+        assert error.reason == Reason.REASON_TUNNEL_REFUSED
+        assert asked.hub_fingerprint in error.message
+        assert met == []
+        # It is the fingerprint that decided: with its own, the impostor would have heard of us.
+        own = dataclasses.replace(asked, hub_port=fake.get_port(), hub_fingerprint=key.get_fingerprint())
+        task = asyncio.create_task(enrol(centre.agent(), own, lambda text: None))
+        centre.waiting.append(task)
+        await until(lambda: met, "the impostor has heard of it")
+    assert (await centre.listed())["state"] == "invited"
+
+
+async def test_keys_that_the_hub_has_substituted_are_seen_and_never_reach_the_credentials_service(
+    centre: Centre,
+):
+    shown = await centre.shows(await centre.invited())
+    with contextlib.closing(sqlite3.connect(centre.paths.state / "catalog.sqlite")) as catalog, catalog:
+        catalog.execute(
+            "update invitations set sealing_public_key = ?", [AgentKeys.generate().public.sealing]
+        )
+    assert (await centre.listed())["invitation"]["fingerprint"] != shown
+    with pytest.raises(SendenseError) as mismatch:
+        await centre.approve(shown)
+    assert mismatch.value.reason == Reason.REASON_FINGERPRINT_MISMATCH
+    assert await centre.lease_keys() == {}
+    # The invitation is spent: the right fingerprint comes too late.
+    listed = await centre.listed()
+    assert (listed["state"], listed["connected"]) == ("refused", False)
+    with pytest.raises(SendenseError) as late:
+        await centre.approve(shown)
+    assert late.value.reason == Reason.REASON_INVITATION_NOT_FOUND
+    with pytest.raises(SendenseError) as told:
+        await asyncio.wait_for(centre.waiting[0], WITHIN_S)
+    assert told.value.reason == Reason.REASON_INVITATION_INVALID
+    assert "fingerprint" in told.value.message
+
+
+async def test_somebody_else_who_tries_a_code_makes_the_invitation_useless(centre: Centre):
+    asked = await centre.invited()
+    wrong = "2222-2222-2222" if asked.code != "2222-2222-2222" else "3333-3333-3333"
+    assert (await refused(centre, dataclasses.replace(asked, code=wrong), "thief")).reason == (
+        Reason.REASON_INVITATION_INVALID
+    )
+    assert (await refused(centre, asked)).reason == Reason.REASON_INVITATION_INVALID
+    assert (await centre.listed())["invitation"]["why"] == "a wrong code was tried"
+
+
+async def test_of_two_agents_with_one_code_at_once_none_is_let_in(centre: Centre):
+    asked = await centre.invited()
+    both = [enrol(centre.agent(name), asked, lambda text: None) for name in ("one", "two")]
+    ended = await asyncio.wait_for(asyncio.gather(*both, return_exceptions=True), WITHIN_S)
+    assert [getattr(each, "reason", each) for each in ended] == [Reason.REASON_INVITATION_INVALID] * 2
+    assert (await centre.listed())["invitation"]["why"] == "its code was used by two agents"
+
+
+async def test_eleven_minutes_later_the_code_is_no_more(centre: Centre):
+    asked = await centre.invited()
+    centre.offset_us = CODE_FOR_US + 60_000_000
+    error = await refused(centre, asked)
+    assert (error.reason, "in time" in error.message) == (Reason.REASON_INVITATION_INVALID, True)
+    assert (await centre.listed())["invitation"]["state"] == "INVITATION_STATE_EXPIRED"
+
+
+async def test_a_new_invitation_takes_the_place_of_the_one_before(centre: Centre):
+    before = await centre.invited()
+    await centre.shows(before)
+    asked = await centre.invited()
+    with pytest.raises(SendenseError, match="there is a newer one"):
+        await asyncio.wait_for(centre.waiting[0], WITHIN_S)
+    assert await centre.shows(asked)  # the agent that still asked with the old code guessed nothing
+
+
+async def test_after_many_wrong_codes_nobody_is_told_more_and_a_right_one_still_works(centre: Centre):
+    asked = await centre.invited()
+    guess = dataclasses.replace(asked, site="elsewhere")
+    reasons = [(await refused(centre, guess, f"thief{n}")).reason for n in range(11)]
+    assert reasons[:10] == [Reason.REASON_INVITATION_INVALID] * 10
+    assert reasons[10] == Reason.REASON_ENROLMENT_LIMITED
+    assert await centre.shows(asked)
+
+
+async def test_approving_twice_at_once_is_once(centre: Centre):
+    shown = await centre.shows(await centre.invited())
+    await asyncio.gather(centre.approve(shown), centre.approve(shown))
+    assert await asyncio.wait_for(centre.waiting[0], WITHIN_S)
+    assert (await centre.listed())["fingerprint"] == shown
+
+
+async def test_a_rejected_agent_is_told_so(centre: Centre):
+    await centre.shows(await centre.invited())
+    await centre.reject()
+    with pytest.raises(SendenseError, match="an operator rejected it"):
+        await asyncio.wait_for(centre.waiting[0], WITHIN_S)
+    with pytest.raises(SendenseError) as again:
+        await centre.reject()
+    assert again.value.reason == Reason.REASON_INVITATION_NOT_FOUND
+
+
+async def test_the_configuration_of_before_keeps_its_limits(centre: Centre):
+    paths = centre.agent()
+    paths.state.mkdir()
+    facts = {
+        "agent_id": "old",
+        "hub_host": "h",
+        "hub_port": 1,
+        "hub_host_key": "k",
+        "limits": {"reads_per_host": 9},
+    }
+    (paths.state / "agent.json").write_text(json.dumps(facts))
+    ensure_key(ssh_key_file(paths), "old")
+    shown = await centre.shows(await centre.invited())
+    assert load_config(paths).agent_id == "old"  # nothing changes before the approval
+    await centre.approve(shown)
+    assert await asyncio.wait_for(centre.waiting[0], WITHIN_S)
+    assert (load_config(paths).agent_id, load_config(paths).limits.reads_per_host) == (SITE, 9)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Damage that was found is remembered, shown, and never built upon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.integration.hub.kit import Hub
+from tests.integration.hub.scripted_agent import MIB, backup, incremental, plan_of, planned
+from tests.integration.hub.test_backups import FIRST, THEN, TWO
+from tests.integration.repository.test_damage import flip_in_disk
+
+from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import job_pb2
+from sendense.hub.v1 import point_service_pb2 as pb
+from sendense_common.errors import SendenseError
+from sendense_hub.catalog import verifications
+from sendense_hub.rpc.point_service import PointService
+
+pytestmark = pytest.mark.integration
+
+BOTH = plan_of(incremental(2000), incremental(2001))
+
+
+async def chain(hub: Hub) -> list[str]:
+    """A full and an incremental of two disks, the oldest first."""
+    hub.agent.script = backup(FIRST, TWO)
+    first = (await hub.run()).point_id
+    hub.agent.script = backup(THEN, BOTH)
+    return [first, (await hub.run()).point_id]
+
+
+def layer(hub: Hub, point_id: str, key: int = 2000) -> Path:
+    (found,) = hub.repository.root.glob(f"*/*/{point_id}/disk-{key}.qcow2")
+    return found
+
+
+async def verify(hub: Hub, point_id: str) -> SendenseError | None:
+    """What is wrong with it."""
+    request = pb.VerifyPointRequest(point_id=point_id)
+    try:
+        reports = PointService(hub.workshop).VerifyPoint(request, None)  # type: ignore[arg-type]
+        assert [each.done async for each in reports][-1]
+    except SendenseError as error:
+        return error
+    return None
+
+
+async def point(hub: Hub, point_id: str) -> pb.RestorePoint:
+    return next(each for each in await hub.points() if each.point_id == point_id)
+
+
+async def damage(hub: Hub, point_id: str) -> dict[int, str]:
+    """By disk: whose layer is damaged."""
+    disks = (await point(hub, point_id)).disks
+    return {disk.key: disk.damage.point_id for disk in disks if disk.HasField("damage")}
+
+
+async def test_what_a_verification_found_is_remembered_until_a_later_one_finds_all_right(hub: Hub) -> None:
+    first, second = await chain(hub)
+    assert await verify(hub, second) is None
+    assert all(disk.HasField("verify_time") for disk in (await point(hub, second)).disks)
+    assert not any(disk.HasField("verify_time") for disk in (await point(hub, first)).disks)
+    flip_in_disk(layer(hub, first), MIB // 2)
+    found = await verify(hub, second)
+    assert found is not None
+    assert found.reason == Reason.REASON_POINT_CORRUPT
+    for point_id in (first, second):
+        assert await damage(hub, point_id) == {2000: first}
+    (disk, _) = (await point(hub, second)).disks
+    assert disk.damage.message == found.message
+    assert await hub.catalog.run(verifications.damaged) == sorted([first, second])
+    flip_in_disk(layer(hub, first), MIB // 2)
+    assert await verify(hub, first) is None
+    assert await damage(hub, first) == await damage(hub, second) == {}
+    assert await hub.catalog.run(verifications.damaged) == []
+
+
+async def test_a_damaged_chain_is_not_built_upon_and_the_full_says_why(hub: Hub) -> None:
+    first, second = await chain(hub)
+    flip_in_disk(layer(hub, first), MIB // 2)
+    assert await verify(hub, second) is not None
+    hub.agent.script = backup(FIRST, plan_of(planned(2000), incremental(2001)))
+    job = await hub.run()
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.failure
+    assert [disk.key for disk in hub.agent.starts[-1].previous_disks] == [2001]
+    assert [(disk.mode, disk.mode_reason) for disk in job.disks] == [
+        ("full", "previous_damaged"),
+        ("incremental", ""),
+    ]
+    assert [(each.code, each.disk_key) for each in job.warnings] == [("chain_unusable", 2000)]
+    assert "disk 2000 (Hard disk 2000)" in job.warnings[0].message
+    assert first in job.warnings[0].message
+    assert [disk.mode_reason for disk in (await point(hub, job.point_id)).disks] == ["previous_damaged", ""]
+    assert await damage(hub, job.point_id) == {}
+    hub.agent.script = backup(THEN, BOTH)
+    assert [disk.mode for disk in (await hub.run()).disks] == ["incremental", "incremental"]
+
+
+async def test_an_incremental_that_was_demanded_is_refused_with_the_damage_named(hub: Hub) -> None:
+    first, second = await chain(hub)
+    flip_in_disk(layer(hub, first), MIB // 2)
+    assert await verify(hub, first) is not None
+    asked = len(hub.agent.starts)
+    job = await hub.run(job_pb2.BACKUP_MODE_INCREMENTAL)
+    assert job.failure.reason == Reason.REASON_INCREMENTAL_NOT_POSSIBLE
+    assert "disk 2000 (Hard disk 2000)" in job.failure.message
+    assert first in job.failure.message
+    assert job.failure.metadata["cause"] == "previous_damaged"
+    assert job.failure.metadata["point"] == second
+    assert len(hub.agent.starts) == asked, "before a snapshot was made"
+
+
+async def test_a_missing_parent_is_remembered_and_is_no_first_backup(hub: Hub) -> None:
+    first, second = await chain(hub)
+    (layer(hub, first).parent / "point.json").unlink()
+    hub.agent.script = backup(FIRST, TWO)
+    job = await hub.run()
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.failure
+    assert [disk.mode_reason for disk in job.disks] == ["previous_damaged"] * 2
+    assert [each.disk_key for each in job.warnings] == [2000, 2001]
+    assert await damage(hub, second) == {2000: first, 2001: first}
+
+
+async def test_what_is_known_of_a_point_goes_with_it(hub: Hub) -> None:
+    first, second = await chain(hub)
+    flip_in_disk(layer(hub, second), MIB)
+    assert await verify(hub, second) is not None
+    assert await damage(hub, first) == {}
+    request = pb.DeletePointRequest(point_id=second)
+    await PointService(hub.workshop).DeletePoint(request, None)  # type: ignore[arg-type]
+    assert await hub.catalog.run(verifications.damaged) == []
+
+
+async def test_a_repository_that_is_not_mounted_is_no_damage(hub: Hub) -> None:
+    first, _ = await chain(hub)
+    root = hub.repository.root
+    root.rename(root.with_name("away"))
+    root.mkdir()
+    found = await verify(hub, first)
+    root.rmdir()
+    root.with_name("away").rename(root)
+    assert found is not None
+    assert found.reason == Reason.REASON_REPOSITORY_UNAVAILABLE
+    assert await damage(hub, first) == {}
+
+
+async def test_a_chain_that_is_as_long_as_it_may_be_is_followed_by_a_full(hub: Hub) -> None:
+    first, second = await chain(hub)
+    object.__setattr__(hub.workshop, "longest_chain", 2)
+    hub.agent.script = backup(FIRST, TWO)
+    refused = await hub.run(job_pb2.BACKUP_MODE_INCREMENTAL)
+    assert refused.failure.metadata["cause"] == "chain_too_long"
+    job = await hub.run()
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.failure
+    assert [(disk.mode, disk.mode_reason) for disk in job.disks] == [("full", "chain_too_long")] * 2
+    assert list(job.warnings) == []
+    hub.agent.script = backup(THEN, BOTH)
+    assert [disk.mode for disk in (await hub.run()).disks] == ["incremental", "incremental"]
+    assert (await point(hub, first)).dependant_point_ids == [second]

@@ -1,0 +1,183 @@
+-- SPDX-License-Identifier: Apache-2.0
+BEGIN TRANSACTION;
+CREATE TABLE alembic_version (
+	version_num VARCHAR(32) NOT NULL, 
+	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+INSERT INTO "alembic_version" VALUES('0002');
+CREATE TABLE hub (
+	hub_id VARCHAR NOT NULL, 
+	CONSTRAINT pk_hub PRIMARY KEY (hub_id)
+);
+INSERT INTO "hub" VALUES('hub.hub_id é');
+CREATE TABLE job_disks (
+	job_id VARCHAR NOT NULL, 
+	"key" BIGINT NOT NULL, 
+	label VARCHAR NOT NULL, 
+	capacity_bytes BIGINT NOT NULL, 
+	state BIGINT NOT NULL, 
+	mode VARCHAR NOT NULL, 
+	mode_reason VARCHAR NOT NULL, 
+	planned_read_bytes BIGINT NOT NULL, 
+	changed_bytes BIGINT NOT NULL, 
+	read_bytes BIGINT NOT NULL, 
+	copied_bytes BIGINT NOT NULL, 
+	zero_bytes BIGINT NOT NULL, 
+	wire_bytes BIGINT NOT NULL, 
+	seconds FLOAT NOT NULL, 
+	CONSTRAINT pk_job_disks PRIMARY KEY (job_id, "key"), 
+	CONSTRAINT fk_job_disks_job_id FOREIGN KEY(job_id) REFERENCES jobs (job_id) ON DELETE CASCADE
+);
+INSERT INTO "job_disks" VALUES('jobs.job_id é',1327,'job_disks.label é',2490,1543,'job_disks.mode é','job_disks.mode_reason é',2889,2358,2056,2272,2092,2083,1749.5);
+CREATE TABLE job_warnings (
+	job_id VARCHAR NOT NULL, 
+	number BIGINT NOT NULL, 
+	code VARCHAR NOT NULL, 
+	message VARCHAR NOT NULL, 
+	disk_key BIGINT NOT NULL, 
+	time_us BIGINT NOT NULL, 
+	CONSTRAINT pk_job_warnings PRIMARY KEY (job_id, number), 
+	CONSTRAINT fk_job_warnings_job_id FOREIGN KEY(job_id) REFERENCES jobs (job_id) ON DELETE CASCADE
+);
+INSERT INTO "job_warnings" VALUES('jobs.job_id é',1978,'job_warnings.code é','job_warnings.message é',2180,2087);
+CREATE TABLE jobs (
+	job_id VARCHAR NOT NULL, 
+	request_id VARCHAR NOT NULL, 
+	vcenter_name VARCHAR NOT NULL, 
+	vm_name VARCHAR NOT NULL, 
+	vm_instance_uuid VARCHAR NOT NULL, 
+	site_name VARCHAR NOT NULL, 
+	repository_name VARCHAR NOT NULL, 
+	state BIGINT NOT NULL, 
+	phase BIGINT NOT NULL, 
+	ended_in_phase BIGINT NOT NULL, 
+	attempt BIGINT NOT NULL, 
+	mode BIGINT NOT NULL, 
+	quiesce BIGINT NOT NULL, 
+	quiesce_result VARCHAR NOT NULL, 
+	point_id VARCHAR NOT NULL, 
+	trace_id VARCHAR NOT NULL, 
+	traceparent VARCHAR NOT NULL, 
+	failure BLOB NOT NULL, 
+	create_time_us BIGINT NOT NULL, 
+	start_time_us BIGINT, 
+	end_time_us BIGINT, 
+	CONSTRAINT pk_jobs PRIMARY KEY (job_id), 
+	CONSTRAINT uq_jobs_request_id UNIQUE (request_id)
+);
+INSERT INTO "jobs" VALUES('jobs.job_id é','jobs.request_id é','jobs.vcenter_name é','jobs.vm_name é','jobs.vm_instance_uuid é','jobs.site_name é','jobs.repository_name é',1021,1005,1922,1243,897,1227,'jobs.quiesce_result é','jobs.point_id é','jobs.trace_id é','jobs.traceparent é',X'006A6F62732E6661696C757265',1957,1887,1640);
+CREATE TABLE pending_cleanups (
+	job_id VARCHAR NOT NULL, 
+	vcenter_name VARCHAR NOT NULL, 
+	vm_instance_uuid VARCHAR NOT NULL, 
+	vm_name VARCHAR NOT NULL, 
+	create_time_us BIGINT NOT NULL, 
+	CONSTRAINT pk_pending_cleanups PRIMARY KEY (job_id)
+);
+INSERT INTO "pending_cleanups" VALUES('pending_cleanups.job_id é','pending_cleanups.vcenter_name é','pending_cleanups.vm_instance_uuid é','pending_cleanups.vm_name é',3222);
+CREATE TABLE point_disks (
+	point_id VARCHAR NOT NULL, 
+	"key" BIGINT NOT NULL, 
+	label VARCHAR NOT NULL, 
+	capacity_bytes BIGINT NOT NULL, 
+	mode VARCHAR NOT NULL, 
+	mode_reason VARCHAR NOT NULL, 
+	layer_file VARCHAR NOT NULL, 
+	parent_point_id VARCHAR NOT NULL, 
+	stored_bytes BIGINT NOT NULL, 
+	copied_bytes BIGINT NOT NULL, 
+	change_id VARCHAR NOT NULL, 
+	disk_object_id VARCHAR NOT NULL, 
+	backing_uuid VARCHAR NOT NULL, 
+	CONSTRAINT pk_point_disks PRIMARY KEY (point_id, "key"), 
+	CONSTRAINT fk_point_disks_point_id FOREIGN KEY(point_id) REFERENCES restore_points (point_id) ON DELETE CASCADE
+);
+INSERT INTO "point_disks" VALUES('restore_points.point_id é',1566,'point_disks.label é',2729,'point_disks.mode é','point_disks.mode_reason é','point_disks.layer_file é','point_disks.parent_point_id é',2540,2511,'point_disks.change_id é','point_disks.disk_object_id é','point_disks.backing_uuid é');
+CREATE TABLE refused_logins (
+	credential_id VARCHAR NOT NULL, 
+	vcenter_name VARCHAR NOT NULL, 
+	time_us BIGINT NOT NULL, 
+	message VARCHAR NOT NULL, 
+	CONSTRAINT pk_refused_logins PRIMARY KEY (credential_id)
+);
+INSERT INTO "refused_logins" VALUES('refused_logins.credential_id é','refused_logins.vcenter_name é',2301,'refused_logins.message é');
+CREATE TABLE repositories (
+	name VARCHAR NOT NULL, 
+	path VARCHAR NOT NULL, 
+	repository_id VARCHAR NOT NULL, 
+	CONSTRAINT pk_repositories PRIMARY KEY (name)
+);
+INSERT INTO "repositories" VALUES('repositories.name é','repositories.path é','repositories.repository_id é');
+CREATE TABLE restore_points (
+	point_id VARCHAR NOT NULL, 
+	job_id VARCHAR NOT NULL, 
+	vcenter_name VARCHAR NOT NULL, 
+	vcenter_uuid VARCHAR NOT NULL, 
+	vm_name VARCHAR NOT NULL, 
+	vm_instance_uuid VARCHAR NOT NULL, 
+	repository_name VARCHAR NOT NULL, 
+	directory VARCHAR NOT NULL, 
+	state BIGINT NOT NULL, 
+	snapshot_time_us BIGINT, 
+	complete_time_us BIGINT, 
+	quiesce_result VARCHAR NOT NULL, 
+	unprotected_disks JSON NOT NULL, 
+	CONSTRAINT pk_restore_points PRIMARY KEY (point_id)
+);
+INSERT INTO "restore_points" VALUES('restore_points.point_id é','restore_points.job_id é','restore_points.vcenter_name é','restore_points.vcenter_uuid é','restore_points.vm_name é','restore_points.vm_instance_uuid é','restore_points.repository_name é','restore_points.directory é',2127,3315,3292,'restore_points.quiesce_result é','["restore_points.unprotected_disks"]');
+CREATE TABLE sites (
+	name VARCHAR NOT NULL, 
+	ssh_public_key VARCHAR NOT NULL, 
+	fingerprint VARCHAR NOT NULL, 
+	create_time_us BIGINT NOT NULL, 
+	CONSTRAINT pk_sites PRIMARY KEY (name), 
+	CONSTRAINT uq_sites_fingerprint UNIQUE (fingerprint)
+);
+INSERT INTO "sites" VALUES('sites.name é','sites.ssh_public_key é','sites.fingerprint é',2079);
+CREATE TABLE spans (
+	trace_id VARCHAR NOT NULL, 
+	span_id VARCHAR NOT NULL, 
+	parent_span_id VARCHAR NOT NULL, 
+	name VARCHAR NOT NULL, 
+	service VARCHAR NOT NULL, 
+	start_ns BIGINT NOT NULL, 
+	duration_ns BIGINT NOT NULL, 
+	error VARCHAR NOT NULL, 
+	attributes JSON NOT NULL, 
+	CONSTRAINT pk_spans PRIMARY KEY (trace_id, span_id)
+);
+INSERT INTO "spans" VALUES('spans.trace_id é','spans.span_id é','spans.parent_span_id é','spans.name é','spans.service é',1473,1785,'spans.error é','["spans.attributes"]');
+CREATE TABLE vcenters (
+	name VARCHAR NOT NULL, 
+	host VARCHAR NOT NULL, 
+	port BIGINT NOT NULL, 
+	ca_pem VARCHAR NOT NULL, 
+	certificate_sha256 BLOB NOT NULL, 
+	credential_id VARCHAR NOT NULL, 
+	site_name VARCHAR NOT NULL, 
+	instance_uuid VARCHAR NOT NULL, 
+	create_time_us BIGINT NOT NULL, 
+	CONSTRAINT pk_vcenters PRIMARY KEY (name), 
+	CONSTRAINT fk_vcenters_site_name FOREIGN KEY(site_name) REFERENCES sites (name)
+);
+INSERT INTO "vcenters" VALUES('vcenters.name é','vcenters.host é',1373,'vcenters.ca_pem é',X'007663656E746572732E63657274696669636174655F736861323536','vcenters.credential_id é','sites.name é','vcenters.instance_uuid é',2401);
+CREATE TABLE virtual_machines (
+	vcenter_name VARCHAR NOT NULL, 
+	instance_uuid VARCHAR NOT NULL, 
+	name VARCHAR NOT NULL, 
+	moref VARCHAR NOT NULL, 
+	facts BLOB NOT NULL, 
+	CONSTRAINT pk_virtual_machines PRIMARY KEY (vcenter_name, instance_uuid), 
+	CONSTRAINT fk_virtual_machines_vcenter_name FOREIGN KEY(vcenter_name) REFERENCES vcenters (name) ON DELETE CASCADE
+);
+INSERT INTO "virtual_machines" VALUES('vcenters.name é','virtual_machines.instance_uuid é','virtual_machines.name é','virtual_machines.moref é',X'007669727475616C5F6D616368696E65732E6661637473');
+CREATE INDEX ix_jobs_newest ON jobs (create_time_us, job_id);
+CREATE INDEX ix_jobs_state ON jobs (state);
+CREATE INDEX ix_jobs_vm_name ON jobs (vm_name);
+CREATE UNIQUE INDEX one_active_job_per_vm ON jobs (vcenter_name, vm_instance_uuid) WHERE state IN (1, 2, 3);
+CREATE INDEX ix_restore_points_job_id ON restore_points (job_id);
+CREATE INDEX ix_restore_points_of_vm ON restore_points (vcenter_uuid, vm_instance_uuid, repository_name);
+CREATE INDEX ix_restore_points_vm_name ON restore_points (vm_name);
+CREATE INDEX ix_point_disks_parent_point_id ON point_disks (parent_point_id);
+CREATE INDEX ix_virtual_machines_name ON virtual_machines (name);
+COMMIT;
