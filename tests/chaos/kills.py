@@ -83,9 +83,10 @@ async def play(made: Stage) -> list[str]:
         await asyncio.gather(observing, return_exceptions=True)
     if not observing.cancelled() and (error := observing.exception()):
         raise error
+    kills = sum(faults.done.values())
     failed = [job for job in tally.jobs if job.state != job_pb2.JOB_STATE_SUCCEEDED]
     say(
-        f"{sum(faults.done.values())} kills: "
+        f"{kills} kills: "
         + ", ".join(f"{name.removeprefix('kill-')} {number}" for name, number in sorted(faults.done.items()))
     )
     say(
@@ -95,6 +96,7 @@ async def play(made: Stage) -> list[str]:
     )
     return [
         *script.missed,
+        *([f"{kills} kills instead of two in each backup"] if kills != 2 * count else []),
         *(f"job {job.job_id} failed: {job.failure.message}" for job in failed),
         *await _not_once(made, tally),
         *tally.unclean,
