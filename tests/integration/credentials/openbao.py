@@ -91,6 +91,8 @@ class OpenBao:
         """It takes connections and does not answer, during the block."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        # Its threads stop one by one: until all of them have, it may answer.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
         try:
             yield
         finally:
