@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import shutil
 import subprocess
@@ -19,12 +20,16 @@ from sendense_hub.repository import (
     PartFiles,
     PointDocument,
     PointWriter,
+    Record,
     Repository,
     delete_point,
     export_disk,
+    layers,
     open_repository,
     verify_point,
 )
+from sendense_hub.repository.export import open_export
+from sendense_hub.repository.verifier_process import verifier_process
 
 pytestmark = pytest.mark.integration
 
@@ -180,8 +185,6 @@ async def test_a_layer_whose_backing_was_changed_is_not_opened(
 
 
 async def test_ff02_an_export_is_ready_only_with_the_right_size(repository: Repository, short_tmp: Path):
-    from sendense_hub.repository.export import open_export
-
     first = await make_point(repository, short_tmp, {}, capacities={2000: SMALL})
     layer = repository.layer_path(first, 2000)
     with pytest.raises(SendenseError) as wrong:
@@ -211,6 +214,47 @@ async def test_ff01_an_export_takes_its_connections_and_one_more(repository: Rep
     await writer.discard()
     assert export.exited
     assert list(repository.root.iterdir()) == [repository.root / "sendense-repository.json"]
+
+
+@pytest.mark.parametrize("cut_off_at", [1, 2])
+async def test_a_removal_that_is_cut_off_leaves_no_ledger_that_a_later_attempt_would_believe(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, cut_off_at: int
+):
+    writer = await PointWriter.begin(repository, VCENTER, MACHINE, "p")
+    await writer.create_layer(2000, SMALL, None)
+    await writer.append(2000, [Record(0, 4096, hashlib.sha256(bytes(4096)).digest())])
+    await writer.suspend()
+    unlink, calls = Path.unlink, []
+
+    def cut_off(path: Path, missing_ok: bool = False) -> None:
+        calls.append(path)
+        if len(calls) == cut_off_at:
+            raise OSError(errno.EIO, "cut off")
+        unlink(path, missing_ok=missing_ok)
+
+    later = await PointWriter.begin(repository, VCENTER, MACHINE, "p")
+    with monkeypatch.context() as cut:
+        cut.setattr(Path, "unlink", cut_off)
+        with pytest.raises(SendenseError, match="cut off"):
+            await later.drop_layer(2000)
+    assert len(calls) == cut_off_at
+    with contextlib.suppress(SendenseError):
+        await later.create_layer(2000, SMALL, None)
+    await later.suspend()
+    later = await PointWriter.begin(repository, VCENTER, MACHINE, "p")
+    assert await later.go_on_with_layer(2000, SMALL, None) is None
+    await later.discard()
+
+
+async def test_a_qemu_nbd_that_went_away_is_no_damage_and_may_be_tried_again(short_tmp: Path):
+    layer = short_tmp / "disk.qcow2"
+    await layers.create(layer, LARGE, None)
+    export = await open_export(layer, "e", short_tmp / "e.sock", capacity_bytes=LARGE, connections=1)
+    await export.stop()
+    async with verifier_process(short_tmp) as verifier:
+        with pytest.raises(SendenseError, match="went away") as gone:
+            await anext(verifier.do(do="whole", uri=export.uri, ledgers=[]))
+    assert (gone.value.reason, gone.value.retryable) == (Reason.REASON_EXPORT_FAILED, True)
 
 
 async def test_without_the_commit_mark_there_is_no_point(repository: Repository, short_tmp: Path):

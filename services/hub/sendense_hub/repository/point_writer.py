@@ -99,7 +99,8 @@ class PointWriter:
         backing = await self._backing(parent, disk_key)
         file = layer_file(disk_key)
         try:
-            if (self._path / file).exists():
+            # A ledger beside a new layer would claim what the layer does not hold.
+            if any((self._path / name).exists() for name in (file, ledger_file(disk_key))):
                 await self.drop_layer(disk_key)
             await layers.create(self._path / file, capacity_bytes, backing)
             self._ledgers[disk_key] = LedgerWriter(self._path / ledger_file(disk_key), capacity_bytes)
@@ -300,9 +301,10 @@ class PointWriter:
                 log.warning("the ledger %s could not be closed", ledger.path)
 
     def _remove_layer(self, disk_key: int) -> None:
-        """Of an attempt that is not gone on with."""
-        for name in (layer_file(disk_key), ledger_file(disk_key)):
+        """Wherever it is cut off, no ledger is left without its layer."""
+        for name in (ledger_file(disk_key), layer_file(disk_key)):
             (self._path / name).unlink(missing_ok=True)
+            durable.sync_file(self._path)
 
     def _sync_new(self, file: str) -> None:
         """A checkpoint must not speak of a layer that a power cut takes away."""

@@ -148,13 +148,16 @@ class Verifier:
 
 
 def main() -> int:
-    """Runs; the exit code is 1 after a problem."""
+    """Runs; the exit code is 1 after a problem, and when what is read went away."""
     verifier = Verifier(Path(sys.argv[1]))
     for line in sys.stdin:
         try:
             say(verifier.do(json.loads(line)))
         except MismatchError as mismatch:
             say(mismatch.report)
+            return 1
+        except nbd.Error as error:
+            say({"broken": str(error)})
             return 1
     return 0
 

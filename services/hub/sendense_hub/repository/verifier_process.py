@@ -29,7 +29,8 @@ class VerifierProcess:
         """Reports about one thing: the last one has `done`, or `problem`.
 
         Raises:
-            SendenseError: INTERNAL when the process ends without having said which.
+            SendenseError: EXPORT_FAILED when the qemu-nbd that serves it went away; INTERNAL when the process
+                ends without having said which.
         """
         assert self._child.stdin is not None
         assert self._child.stdout is not None
@@ -38,6 +39,14 @@ class VerifierProcess:
             await self._child.stdin.drain()
         async for line in self._child.stdout:
             report: Report = json.loads(line)
+            if "broken" in report:
+                raise SendenseError(
+                    Reason.REASON_EXPORT_FAILED,
+                    f"what was read went away meanwhile: {report['broken']}",
+                    remedy="Nothing is known about what it holds. Try again; if this happens again, look for "
+                    "what ends qemu-nbd at the hub: the log of the kernel tells when memory ran out.",
+                    retryable=True,
+                )
             yield report
             if "done" in report or "problem" in report:
                 return
