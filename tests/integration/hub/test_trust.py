@@ -33,7 +33,7 @@ from sendense.hub.v1 import job_pb2 as job_pb
 from sendense.hub.v1 import trust_service_pb2 as pb
 from sendense.hub.v1.trust_service_pb2_grpc import TrustServiceStub
 from sendense_common.errors import SendenseError
-from sendense_hub.catalog import trust
+from sendense_hub.catalog import points, trust
 from sendense_hub.repository import AuditPolicy, committed_ledgers, ledger
 from sendense_hub.repository.ledger import RECORD
 
@@ -213,8 +213,28 @@ async def test_in_another_repository_all_is_read_once_more_though_trust_is_back(
         await hub.catalog.run(lambda connection, event=event: trust.add(connection, KNOWN, event))  # type: ignore[misc]
     events = await hub.catalog.run(lambda connection: trust.events(connection, KNOWN))
     assert trust.mistrusted(events) == {}
-    assert trust.to_read_whole(events, "default") == set()
-    assert trust.to_read_whole(events, "elsewhere") == {2000}
+    newest = {2000: events[1].time_us}
+    assert trust.to_read_whole(events, "default", newest) == set()
+    assert trust.to_read_whole(events, "elsewhere", newest) == {2000}
+
+
+async def test_rule_27_without_the_point_that_was_read_whole_all_is_read_once_more(hub: Hub):
+    hub.agent.script = backup(FIRST)
+    await hub.run()
+    hub.agent.script = audited((MIB, 512))
+    await hub.run()
+    hub.agent.script = compared("52 aa/9")
+    whole = await hub.run()
+    assert whole.state == job_pb.JOB_STATE_SUCCEEDED, whole.failure
+    accepted = trust.Event(trust.ACCEPTED, 2000)
+    await hub.catalog.run(lambda connection: trust.add(connection, KNOWN, accepted))
+    await hub.catalog.run(lambda connection: points.forget(connection, whole.point_id))
+    hub.agent.script = compared("52 aa/10")
+    await hub.run()
+    assert list(hub.agent.starts[-1].untrusted_disk_keys) == [2000]
+    hub.agent.script = audited()
+    await hub.run()
+    assert list(hub.agent.starts[-1].untrusted_disk_keys) == []
 
 
 # --- TrustService ---

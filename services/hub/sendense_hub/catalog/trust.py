@@ -8,12 +8,13 @@ read: what was left out before is in no list of changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from sendense_hub.catalog.schema import job_disks, jobs, trust_events
+from sendense.hub.v1.point_service_pb2 import POINT_STATE_COMPLETE
+from sendense_hub.catalog.schema import job_disks, jobs, point_disks, restore_points, trust_events
 from sendense_hub.domain.times import now_us
 
 MISMATCH, ACCEPTED, TRACKING_RESET = "mismatch", "accepted", "tracking_reset"
@@ -42,7 +43,7 @@ class Event:
     change_id: str = ""
     """Of the tracking that left something out ("mismatch")."""
     time_us: int = 0
-    """0: now."""
+    """0: now. Of "read_whole": when its point became complete, later than any older point of the VM."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,60 @@ def mistrusted(happened: Sequence[Event]) -> dict[int, Event]:
     return found
 
 
-def to_read_whole(happened: Sequence[Event], repository_name: str) -> set[int]:
+def newest_us(
+    connection: sa.Connection,
+    machine: Machine,
+    *,
+    vcenter_name: str,
+    repository_name: str,
+    but_of_job: str = "",
+) -> dict[int, int]:
+    """By device key: when the newest point that holds the disk became complete, in microseconds.
+
+    Args:
+        connection: in a transaction.
+        machine: the VM.
+        vcenter_name: what an operator calls its vCenter.
+        repository_name: only points there count.
+        but_of_job: the point of this job does not count.
+    """
+    columns = restore_points.c
+    query = (
+        sa.select(point_disks.c.key, sa.func.max(columns.complete_time_us).label("moment_us"))
+        .join(restore_points, columns.point_id == point_disks.c.point_id)
+        .where(
+            columns.vcenter_name == vcenter_name,
+            columns.vcenter_uuid == machine.vcenter_uuid,
+            columns.vm_instance_uuid == machine.instance_uuid,
+            columns.repository_name == repository_name,
+            columns.state == POINT_STATE_COMPLETE,
+            columns.job_id != but_of_job,
+        )
+        .group_by(point_disks.c.key)
+    )
+    return {row.key: row.moment_us for row in connection.execute(query)}
+
+
+def to_read_whole(happened: Sequence[Event], repository_name: str, newest: Mapping[int, int]) -> set[int]:
     """Disks of which the next backup in a repository reads everything.
 
-    Those that are not trusted, and those of whose newest mismatch no point there knows yet.
+    Those that are not trusted, and those of whose newest mismatch no point there knows: none did yet, or the
+    point for which everything was read was deleted, and what there is to build upon is older.
+
+    Args:
+        happened: all events of the VM.
+        repository_name: which.
+        newest: see `newest_us`.
     """
     found: set[int] = set()
     for event in happened:
         if event.kind == MISMATCH:
             found.add(event.disk_key)
-        elif event.kind == READ_WHOLE and event.repository_name == repository_name:
+        elif (
+            event.kind == READ_WHOLE
+            and event.repository_name == repository_name
+            and newest.get(event.disk_key, 0) >= event.time_us
+        ):
             found.discard(event.disk_key)
     return found | set(mistrusted(happened))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import sqlalchemy as sa
 
@@ -13,7 +13,7 @@ from sendense.agent.v1 import backup_pb2 as agent
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError
-from sendense_hub.catalog import trust
+from sendense_hub.catalog import points, trust
 from sendense_hub.jobs import job_changes
 from sendense_hub.jobs.board import LiveJob
 from sendense_hub.jobs.previous_points import Previous
@@ -67,8 +67,11 @@ async def samples(
 async def untrusted(workshop: Workshop, live: LiveJob, vcenter_uuid: str) -> list[int]:
     """Device keys of disks of which everything must be read."""
     machine = trust.Machine(vcenter_uuid, live.job.vm_instance_uuid)
-    happened = await workshop.catalog.run(lambda connection: trust.events(connection, machine))
-    return sorted(trust.to_read_whole(happened, live.job.repository_name))
+
+    def read(connection: sa.Connection) -> set[int]:
+        return _to_read_whole(connection, machine, live, trust.events(connection, machine))
+
+    return sorted(await workshop.catalog.run(read))
 
 
 async def end_trust(
@@ -108,7 +111,9 @@ async def note_read_whole(workshop: Workshop, live: LiveJob, plan: agent.BackupP
 
     def note(connection: sa.Connection) -> list[str]:
         happened = trust.events(connection, machine)
-        whole = trust.to_read_whole(happened, live.job.repository_name)
+        whole = _to_read_whole(connection, machine, live, happened)
+        point = points.of_job(connection, live.job.job_id)
+        assert point is not None
         mistrusted = trust.mistrusted(happened)
         restored = []
         for disk in plan.disks:
@@ -123,6 +128,7 @@ async def note_read_whole(workshop: Workshop, live: LiveJob, plan: agent.BackupP
                     message=f"{disk.label}: everything was read",
                     job_id=live.job.job_id,
                     repository_name=live.job.repository_name,
+                    time_us=point.complete_time.ToMicroseconds(),
                 ),
             )
             mismatch = mistrusted.get(disk.key)
@@ -135,6 +141,21 @@ async def note_read_whole(workshop: Workshop, live: LiveJob, plan: agent.BackupP
 
     for words in await workshop.catalog.run(note):
         log.info("job %s: VM %s: %s", live.job.job_id, live.job.vm_name, words)
+
+
+def _to_read_whole(
+    connection: sa.Connection, machine: trust.Machine, live: LiveJob, happened: Sequence[trust.Event]
+) -> set[int]:
+    """Of which disks a job that builds on what was there before it reads everything."""
+    job = live.job
+    newest = trust.newest_us(
+        connection,
+        machine,
+        vcenter_name=job.vcenter_name,
+        repository_name=job.repository_name,
+        but_of_job=job.job_id,
+    )
+    return trust.to_read_whole(happened, job.repository_name, newest)
 
 
 def _machine(plan: agent.BackupPlan) -> trust.Machine:
