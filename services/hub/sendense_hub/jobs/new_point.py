@@ -68,7 +68,6 @@ class NewPoint:
         self._workshop = workshop
         self._live = live
         self._repository: Repository = workshop.repository(live.job.repository_name)
-        self._earlier = earlier
         self._directory = earlier.directory if earlier is not None else ""
         self._eras: dict[int, list[Era]] = {}
         self._writer: PointWriter | None = None
@@ -96,10 +95,10 @@ class NewPoint:
         Raises:
             SendenseError: POINT_CORRUPT when it has the mark and is not whole; nothing of it is touched then.
         """
-        if self._earlier is None:
+        if not self._directory:
             return False
         try:
-            self._document = await asyncio.to_thread(self._repository.read_document, self._directory)
+            self._document = await asyncio.to_thread(self._repository.settled_document, self._directory)
         except SendenseError as error:
             if error.reason != Reason.REASON_POINT_INCOMPLETE:
                 raise
@@ -210,16 +209,22 @@ class NewPoint:
     async def discard(self) -> None:
         """Ends the exports, and leaves nothing of a point that is not complete. Twice is once.
 
+        One that has its commit mark of an earlier attempt stays.
+
         Raises:
-            SendenseError: files or the row are left; reconciliation removes them.
+            SendenseError: files or the row are left; reconciliation settles them.
         """
         self._close_exports()
         if self._writer is not None:
             await self._writer.discard()
         elif self._directory and not self.committed:
-            await delete_point(self._repository, self._directory)
-        if not self.committed:
-            await self._workshop.catalog.run(lambda connection: points.forget(connection, self.point_id))
+            # Not mounted, it would look as if there were nothing.
+            await asyncio.to_thread(self._repository.space)
+            if not await self.adopt():
+                await delete_point(self._repository, self._directory)
+        if self.committed:
+            return
+        await self._workshop.catalog.run(lambda connection: points.forget(connection, self.point_id))
 
     async def _begin(self, plan: agent.BackupPlan, swept: list[str]) -> None:
         """The row first: whatever is made on disk from here on, a restarted hub knows of it."""

@@ -83,6 +83,7 @@ class Runner:
             earlier, kept = await self._workshop.catalog.run(read)
             attempt = BackupAttempt(self._workshop, live, earlier, kept)
             if live.job.state == pb.JOB_STATE_CANCELLING and live.stop_cause is None:
+                await _adopt(attempt.point)
                 raise cancelled(live.job.job_id)
             await attempt.run()
         except Exception as error:  # noqa: BLE001 - logged by `_ours`
@@ -125,10 +126,11 @@ class Runner:
         self, live: LiveJob, attempt: BackupAttempt | None, failure: SendenseError | None
     ) -> SendenseError | None:
         """The job is over, and nothing of it is left but a complete point; why it failed."""
-        committed = attempt is not None and attempt.point.committed
+        committed = False
         warnings: list[Change] = []
         if attempt is not None:
             warnings += await self._clean_up(live, attempt)
+            committed = attempt.point.committed
             if committed:
                 warnings += await self._recorded(live, attempt.point)
             warnings += await self._sweep(live, attempt)
@@ -193,6 +195,14 @@ async def _persistently(write: Callable[[], Awaitable[T]]) -> T:
                 raise
             log.error("a job waits for the catalog: %s", error)
         await asyncio.sleep(_AGAIN_AFTER_S)
+
+
+async def _adopt(point: NewPoint) -> None:
+    """A cancel comes too late for a point that is complete, also when a killed hub did not say so."""
+    try:
+        await point.adopt()
+    except SendenseError as error:
+        log.warning("whether point %s is complete cannot be seen now: %s", point.point_id, error)
 
 
 def _ours(error: Exception, live: LiveJob) -> SendenseError:

@@ -51,7 +51,7 @@ async def look(workshop: Workshop, point: RestorePoint) -> RestorePoint | None:
     repository = workshop.repository(point.repository_name)
     await asyncio.to_thread(repository.space)  # an empty mount point must not look like a half point
     try:
-        document = await asyncio.to_thread(repository.read_document, point.directory)
+        document = await asyncio.to_thread(repository.settled_document, point.directory)
     except SendenseError as error:
         if error.reason != Reason.REASON_POINT_INCOMPLETE:
             raise

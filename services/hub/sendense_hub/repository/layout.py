@@ -93,6 +93,21 @@ class Repository:
         """Whether a point's commit mark is there. Blocks."""
         return (self.root / directory / DOCUMENT).exists()
 
+    def settled_document(self, directory: str) -> PointDocument:
+        """`read_document`, of a point whose writer is gone before it said so. Blocks.
+
+        The mark is made durable first: whoever set it may not have come to that.
+
+        Raises:
+            SendenseError: as `read_document`; REPOSITORY_UNAVAILABLE.
+        """
+        document = self.read_document(directory)
+        try:
+            durable.sync_file(self.root / directory)
+        except OSError as error:
+            raise unavailable(self.root / directory, error) from error
+        return document
+
     def read_document(self, directory: str) -> PointDocument:
         """What a complete point says about itself. Blocks.
 
