@@ -73,6 +73,26 @@ async def test_ff13_a_hub_that_is_killed_in_the_copy_goes_on_with_the_job_and_le
         )
 
 
+def queue_is(world: World, statement: str) -> None:
+    """Takes the queue away or gives it back, as a full disk and room would."""
+    with sqlite3.connect(world.paths.state / "dbos.sqlite", timeout=20) as connection:
+        connection.execute(statement)
+    connection.close()
+
+
+async def test_a_job_that_cannot_be_queued_when_it_is_accepted_gets_its_turn_when_it_can(world: World):
+    world.agent.script = backup(FIRST)
+    async with api_of(world) as api:
+        await api.register()
+        queue_is(world, "alter table workflow_status rename to away")
+        job = await api.start_backup()
+        assert job.state == pb.JOB_STATE_QUEUED
+        queue_is(world, "alter table away rename to workflow_status")
+        ended = await api.ended(job.job_id)
+        assert (ended.state, ended.attempt) == (pb.JOB_STATE_SUCCEEDED, 1), ended.failure
+        assert list(workflows(world)) == [f"{job.job_id}.1"]
+
+
 async def test_a_hub_that_is_killed_just_after_the_commit_mark_has_succeeded(world: World):
     """The catalog is as the hub left it between mark and row: the last step is made up for."""
     async with api_of(world) as api:
@@ -280,6 +300,33 @@ async def test_a_repository_that_is_not_mounted_at_the_start_loses_no_point(worl
         assert [point.job_id for point in await hub.points()] == [job.job_id]
         assert len(list(hub.repository.directories())) == 1
         assert len(hub.agent.starts) == (1 if committed else 2)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_a_cancel_takes_no_point_away_that_has_its_commit_mark(world: World, damaged: bool):
+    job = await interrupted(world, committed=True)
+    async with hub_of(world, register=False, patience=Patience()) as hub:
+        root = hub.repository.root
+        root.rename(root.with_name("away"))
+        root.mkdir()
+        await recover(hub.workshop)
+        assert (await hub.job(job.job_id)).state == pb.JOB_STATE_WAITING
+        root.rmdir()
+        root.with_name("away").rename(root)
+        (mark,) = root.glob("*/*/*/point.json")
+        if damaged:
+            mark.write_text(mark.read_text().replace('"disks"', '"disk"'))
+        await hub.workshop.board.cancel(job.job_id)
+        await hub.runner.run(job.job_id)
+        ended = await hub.job(job.job_id)
+        assert mark.exists()
+        assert [row.job_id for row in await hub.rows()] == [job.job_id]
+        if damaged:
+            assert ended.state == pb.JOB_STATE_CANCELLED
+            assert "files_left" in [each.code for each in ended.warnings]
+        else:
+            assert (ended.state, ended.point_id) == (pb.JOB_STATE_SUCCEEDED, mark.parent.name)
+            assert [point.job_id for point in await hub.points()] == [job.job_id]
 
 
 async def test_recovery_ends_a_job_that_was_being_cancelled_as_cancelled(world: World):

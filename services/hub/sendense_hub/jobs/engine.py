@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,8 @@ from sendense_hub.catalog import jobs
 from sendense_hub.jobs.runner import Runner
 from sendense_hub.jobs.workshop import Workshop
 
+log = logging.getLogger(__name__)
+
 _QUEUE = "backups"
 _POLL_S = 0.2
 _STOP_WITHIN_S = 25.0
@@ -36,12 +39,29 @@ class Engine:
     def __init__(self, workshop: Workshop) -> None:
         """Made by `start`."""
         self._workshop = workshop
+        self._late: dict[str, pb.Job] = {}
 
     async def enqueue(self, job: pb.Job) -> None:
-        """The job's next attempt runs when its turn comes, also after a restart. Twice is once."""
+        """The job's next attempt runs when its turn comes, also after a restart. Twice is once.
+
+        When the queue cannot be written (the disk of the state is full, say), it is tried again; see
+        `enqueue_late`. The catalog has the job, so nobody need ask for it again.
+        """
         what = "end" if job.state == pb.JOB_STATE_CANCELLING else job.attempt + 1
-        with SetWorkflowID(f"{job.job_id}.{what}"):
-            await DBOS.enqueue_workflow_async(_QUEUE, _backup_job, job.job_id)
+        try:
+            with SetWorkflowID(f"{job.job_id}.{what}"):
+                await DBOS.enqueue_workflow_async(_QUEUE, _backup_job, job.job_id)
+        except sa.exc.DBAPIError as error:
+            if job.job_id not in self._late:
+                log.error("job %s cannot be queued now, it is tried again: %s", job.job_id, error.orig)
+            self._late[job.job_id] = job
+        else:
+            self._late.pop(job.job_id, None)
+
+    async def enqueue_late(self) -> None:
+        """Tries again what could not be queued; after a stop, the next start queues it."""
+        for job in list(self._late.values()):
+            await self.enqueue(job)
 
 
 _runner: Runner | None = None

@@ -45,6 +45,7 @@ class Waker:
             await asyncio.sleep(_EVERY_S)
 
     async def _round(self) -> None:
+        await self._engine.enqueue_late()
         states = [pb.JOB_STATE_WAITING, pb.JOB_STATE_CANCELLING]
         for job in await self._workshop.catalog.run(lambda c: jobs.listed(c, states=states, limit=_MANY)):
             if self._workshop.board.runs(job.job_id):
