@@ -124,3 +124,14 @@ def test_an_ended_job_keeps_where_it_ended():
     assert job.HasField("end_time")
     end(job, pb.JOB_STATE_FAILED)
     assert job.ended_in_phase == pb.JOB_PHASE_LAYERS
+
+
+def test_an_attempt_that_finds_all_of_a_disk_written_has_nothing_left_to_read():
+    """The counters of an attempt whose hub was killed are older than its last checkpoint."""
+    job = planned()
+    (disk,) = [each for each in job.disks if each.key == KEYS[0]]
+    disk.planned_read_bytes, disk.read_bytes = 100, 40
+    earlier = job_changes.copies(job.disks)
+    told = agent.BackupProgress(disks=[agent.DiskProgress(disk_key=disk.key, to_read_bytes=0)])
+    job_changes.progress(told, 1.0, earlier)(job)
+    assert (disk.read_bytes, disk.planned_read_bytes) == (40, 40)

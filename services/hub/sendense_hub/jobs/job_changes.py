@@ -215,5 +215,5 @@ def warn(code: str, message: str, disk_key: int = 0) -> Change:
 def _count(disk: pb.JobDisk, counted: agent.DiskProgress, earlier: pb.JobDisk) -> None:
     for name in _COUNTERS:
         setattr(disk, name, max(getattr(disk, name), getattr(earlier, name) + getattr(counted, name)))
-    if counted.to_read_bytes:
+    if counted.HasField("to_read_bytes"):
         disk.planned_read_bytes = earlier.read_bytes + counted.to_read_bytes

@@ -1068,7 +1068,9 @@ class DiskProgress(_message.Message):
     audit_mismatches: _builtins.int
     """Ranges among these that differed. What was stored of them is part of copied_bytes."""
     to_read_bytes: _builtins.int
-    """To read from the source in this attempt, all in all: less than planned where earlier attempts did a part."""
+    """To read from the source in this attempt, all in all: less than planned where earlier attempts did a part, and
+    nothing where they did all of it.
+    """
     def __init__(
         self,
         *,
@@ -1079,13 +1081,15 @@ class DiskProgress(_message.Message):
         wire_bytes: _builtins.int = ...,
         audited_bytes: _builtins.int = ...,
         audit_mismatches: _builtins.int = ...,
-        to_read_bytes: _builtins.int = ...,
+        to_read_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_to_read_bytes", b"_to_read_bytes", "to_read_bytes", b"to_read_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_mismatches", b"audit_mismatches", "audited_bytes", b"audited_bytes", "copied_bytes", b"copied_bytes", "disk_key", b"disk_key", "read_bytes", b"read_bytes", "to_read_bytes", b"to_read_bytes", "wire_bytes", b"wire_bytes", "zero_bytes", b"zero_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_to_read_bytes", b"_to_read_bytes", "audit_mismatches", b"audit_mismatches", "audited_bytes", b"audited_bytes", "copied_bytes", b"copied_bytes", "disk_key", b"disk_key", "read_bytes", b"read_bytes", "to_read_bytes", b"to_read_bytes", "wire_bytes", b"wire_bytes", "zero_bytes", b"zero_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__to_read_bytes: _TypeAlias = _typing.Literal["to_read_bytes"]  # noqa: Y015
+    _WhichOneofArgType__to_read_bytes: _TypeAlias = _typing.Literal["_to_read_bytes", b"_to_read_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__to_read_bytes) -> _WhichOneofReturnType__to_read_bytes | None: ...
 
 Global___DiskProgress: _TypeAlias = DiskProgress  # noqa: Y015
 
