@@ -123,18 +123,18 @@ class Faults:
         if not pids:
             return False
         which = rng.choice(pids)
-        before = set(self._stage.processes()[kind])
+        before = set(self._stage.processes(job_id)[kind])
         if not _signal(which, signal.SIGKILL):
             return False
         if rng.random() < self._twice:
-            self._heal(self._kill_next(kind, before))
+            self._heal(self._kill_next(kind, job_id, before))
         return True
 
-    async def _kill_next(self, kind: str, before: set[int]) -> None:
+    async def _kill_next(self, kind: str, job_id: str, before: set[int]) -> None:
         """The one that takes its place, as soon as it is there."""
         deadline = asyncio.get_running_loop().time() + _BACK_WITHIN_S
         while asyncio.get_running_loop().time() < deadline:
-            for pid in self._stage.processes()[kind]:
+            for pid in self._stage.processes(job_id)[kind]:
                 if pid not in before and _signal(pid, signal.SIGKILL):
                     self.done[f"kill-{kind}"] += 1
                     return
