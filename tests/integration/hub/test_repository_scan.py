@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.hub.kit import SSH_KEY, Hub, World, files_of, hub_of, lose_catalog, until
+from tests.integration.hub.kit import SSH_KEY, WITHIN_S, Hub, World, files_of, hub_of, lose_catalog, until
 from tests.integration.hub.scripted_agent import (
     MIB,
     SITE,
@@ -35,6 +36,7 @@ from sendense.hub.v1 import job_pb2, vcenter_service_pb2
 from sendense.hub.v1 import repository_service_pb2 as pb
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import points, repositories, sites, vcenters
+from sendense_hub.jobs.repository_scan import RepositoryScan
 from sendense_hub.repository import open_repository
 from sendense_hub.repository import scan as scanning
 from sendense_hub.repository.scan import FindingKind
@@ -449,6 +451,30 @@ async def test_a_point_whose_deletion_ends_during_the_scan_does_not_come_back(
         await hub.catalog.run(lambda connection: points.forget(connection, made[2]))
         summary, findings = await scan(hub)
         assert (summary.points_count, summary.added_count, findings) == (2, 0, [])
+        assert made[2] not in {each.point_id for each in await hub.rows()}
+
+
+async def test_a_point_whose_row_goes_while_the_scan_still_sees_its_mark_does_not_come_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    async with hub_of(world) as hub:
+        made = await chain(hub)
+        real = RepositoryScan._still_here
+        with contextlib.ExitStack() as deleting:
+            deleting.enter_context(hub.workshop.locks.deleting(made[2]))
+            loop = asyncio.get_running_loop()
+
+            def seen(scan: RepositoryScan, *arguments: Any) -> Any:
+                """It ends when the marks were looked at, and before the rows are."""
+                found = real(scan, *arguments)
+                forget = hub.catalog.run(lambda connection: points.forget(connection, made[2]))
+                asyncio.run_coroutine_threadsafe(forget, loop).result(WITHIN_S)
+                loop.call_soon_threadsafe(deleting.close)
+                return found
+
+            monkeypatch.setattr(RepositoryScan, "_still_here", seen)
+            summary, findings = await scan(hub)
+        assert (summary.points_count, summary.added_count, summary.busy_count, findings) == (2, 0, 1, [])
         assert made[2] not in {each.point_id for each in await hub.rows()}
 
 

@@ -96,23 +96,34 @@ class RepositoryScan:
         """Takes the points of one VM into the catalog; what is to be told of it."""
         ids = {document.point_id for document in found.points.values()}
         ids |= {finding.point_id for finding in found.findings if finding.point_id}
-        async with contextlib.AsyncExitStack() as stack:
+        going: set[str] = set()
+        with contextlib.ExitStack() as stack:
             for point_id in sorted(ids):
-                with contextlib.suppress(SendenseError):  # it is being deleted: then its row says so
+                try:
                     stack.enter_context(self._workshop.locks.reading([point_id]))
-            here = await asyncio.to_thread(self._still_here, found)
+                except SendenseError:
+                    # It is being deleted. Its mark may still be there, and its row be gone when rows are read
+                    # below: taken for one that the catalog has lost, the point would come back.
+                    going.add(point_id)
+            here = await asyncio.to_thread(self._still_here, found, going)
             taken, busy = await self._workshop.catalog.run(
                 lambda connection: self._write(connection, here, ids)
             )
+        busy |= going
         self._summary.busy_count += len(busy)
         findings = [each for each in found.findings if each.point_id not in busy]
         return [*_told(findings), *taken]
 
-    def _still_here(self, found: MachineScan) -> dict[str, points_pb.RestorePoint]:
-        """Rows of the points whose commit mark is there now, while nobody can delete them. Blocks."""
+    def _still_here(self, found: MachineScan, going: set[str]) -> dict[str, points_pb.RestorePoint]:
+        """Rows of the points whose commit mark is there now, while nobody can delete them. Blocks.
+
+        Args:
+            found: on disk.
+            going: IDs of those that are being deleted.
+        """
         made = {}
         for directory, document in found.points.items():
-            if self._repository.has_mark(directory):
+            if document.point_id not in going and self._repository.has_mark(directory):
                 path = self._repository.point_path(directory)
                 row = point_record.message(
                     document, self._repository.name, directory, path, missing_is_empty=True
