@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
@@ -247,6 +248,54 @@ async def test_a_job_that_is_cancelled_while_it_waits_leaves_nothing(hub: Hub):
     assert (ended.state, ended.failure.reason) == (pb.JOB_STATE_CANCELLED, Reason.REASON_CANCELLED)
     assert hub.agent.cleaned == [job.job_id], "its snapshot goes"
     await hub.assert_nothing_left()
+
+
+@contextlib.contextmanager
+def after_the_next_transaction(hub: Hub, then: Callable[[], Awaitable[Any]]) -> Iterator[None]:
+    """Whoever waits for it goes on when `then` has been done."""
+    run = hub.catalog.run
+
+    async def once(transaction: Any) -> Any:
+        hub.catalog.run = run  # type: ignore[method-assign]
+        answer: Any = await run(transaction)
+        await then()
+        return answer
+
+    hub.catalog.run = once  # type: ignore[method-assign]
+    yield
+    assert hub.catalog.run == run
+
+
+async def test_a_waiting_job_that_is_cancelled_when_its_turn_comes_is_cancelled(hub: Hub):
+    hub.agent.script = honest(lambda job, number: interrupts(job) if number == 1 else None)
+    job = await hub.run()
+    answers = []
+
+    async def cancel() -> None:
+        """It runs not yet, but was read by who will run it."""
+        answers.append(await hub.workshop.board.cancel(job.job_id))
+
+    with after_the_next_transaction(hub, cancel):
+        await hub.runner.run(job.job_id)
+    assert [each.state for each in answers] == [pb.JOB_STATE_CANCELLING]
+    ended = await hub.job(job.job_id)
+    assert (ended.state, ended.failure.reason) == (pb.JOB_STATE_CANCELLED, Reason.REASON_CANCELLED)
+    assert ended.attempt == 1
+    assert hub.agent.cleaned == [job.job_id], "its snapshot goes"
+    await hub.assert_nothing_left()
+
+
+async def test_a_queued_job_that_is_cancelled_when_its_turn_comes_does_not_run(hub: Hub):
+    job = await hub.accept()
+
+    async def cancel() -> None:
+        assert (await hub.workshop.board.cancel(job.job_id)).state == pb.JOB_STATE_CANCELLED
+
+    with after_the_next_transaction(hub, cancel):
+        await hub.runner.run(job.job_id)
+    assert (await hub.job(job.job_id)).state == pb.JOB_STATE_CANCELLED
+    assert hub.agent.starts == []
+    assert hub.workshop.board.running() == []
 
 
 async def test_a_job_that_gets_no_further_is_given_up_and_leaves_nothing(hub: Hub):

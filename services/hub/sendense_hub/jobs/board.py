@@ -48,6 +48,22 @@ class LiveJob:
         async with self._changing:
             await self._write(self._next(change))
 
+    async def begin(self, change: Change) -> bool:
+        """Like `change`, if the catalog still has the state that is known here; whether it had.
+
+        A cancel of a job that does not run is written to the catalog alone: one that came between the reading
+        of the job and its place on the board must not be written over.
+        """
+        async with self._changing:
+            known = self.newest.state
+            version = self._next(change)
+            if not await self._catalog.run(
+                lambda connection: jobs.write(connection, version, expected=[known])
+            ):
+                return False
+            self._show(version)
+            return True
+
     async def count(self, change: Change) -> None:
         """New counters: written and shown now and then, or when they show that a disk has begun."""
         async with self._changing:
@@ -82,6 +98,10 @@ class LiveJob:
     async def _write(self, version: pb.Job) -> None:
         if not await self._catalog.run(lambda connection: jobs.write(connection, version)):
             raise SendenseError(Reason.REASON_JOB_ENDED, f"job {version.job_id} has ended")
+        self._show(version)
+
+    def _show(self, version: pb.Job) -> None:
+        """After it was written."""
         self._written_at = asyncio.get_running_loop().time()
         self.job = self.newest = version
         self.tell()

@@ -53,15 +53,19 @@ class Runner:
         def read(connection: sa.Connection) -> tuple[pb.Job, str]:
             return jobs.get(connection, job_id), jobs.traceparent(connection, job_id)
 
-        job, parent = await _persistently(lambda: self._workshop.catalog.run(read))
+        while not await self._had_its_turn(*await _persistently(lambda: self._workshop.catalog.run(read))):
+            log.info("job %s was cancelled when its turn came", job_id)
+
+    async def _had_its_turn(self, job: pb.Job, parent: str) -> bool:
+        """False: it is not as it was read any more, and nothing was done."""
+        job_id = job.job_id
         if job.state in job_rules.ENDED or self._workshop.board.runs(job_id):
-            return
+            return True
         with self._workshop.board.run(job) as live, telemetry.continue_from(parent):
-            if job.state != pb.JOB_STATE_CANCELLING:
-                try:
-                    await _persistently(lambda: live.change(job_changes.start))
-                except SendenseError:
-                    return  # cancelled before its turn
+            if job.state != pb.JOB_STATE_CANCELLING and not await _persistently(
+                lambda: live.begin(job_changes.start)
+            ):
+                return False
             attempt = live.job.attempt
             with telemetry.span(f"backup of {job.vm_name}", job=job_id, attempt=attempt) as span:
                 failure = await self._attempt(live)
@@ -69,6 +73,7 @@ class Runner:
                     span.record_exception(failure)
         state = pb.JobState.Name(live.job.state).removeprefix("JOB_STATE_").lower()
         log.info("job %s of VM %s is %s: %s", job_id, job.vm_name, state, failure or "its point is complete")
+        return True
 
     async def _attempt(self, live: LiveJob) -> SendenseError | None:
         """One attempt, and the end of the job or the wait for the next; why it failed."""
