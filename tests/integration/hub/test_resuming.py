@@ -298,6 +298,32 @@ async def test_a_queued_job_that_is_cancelled_when_its_turn_comes_does_not_run(h
     assert hub.workshop.board.running() == []
 
 
+async def test_a_catalog_that_cannot_be_read_when_an_attempt_begins_ends_nothing(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+):
+    hub.agent.script = honest(
+        lambda job, number: interrupts(job) if (job.start.attempt, number) == (1, 1) else None
+    )
+    job = await hub.run()
+    assert job.state == pb.JOB_STATE_WAITING
+    real = job_plans.get
+    refused: list[bool] = []
+
+    def locked(*arguments: Any) -> Any:
+        if not refused:
+            refused.append(True)
+            raise sa.exc.OperationalError("SELECT", {}, Exception("database is locked"))
+        return real(*arguments)
+
+    monkeypatch.setattr(job_plans, "get", locked)
+    monkeypatch.setattr("sendense_hub.jobs.runner._AGAIN_AFTER_S", 0.01)
+    ended = await run_on(hub, job.job_id)
+    assert refused
+    assert ended.state == pb.JOB_STATE_SUCCEEDED, ended.failure
+    assert ended.attempt == 2
+    assert hub.agent.starts[-1].HasField("resume")
+
+
 async def test_a_job_that_gets_no_further_is_given_up_and_leaves_nothing(hub: Hub):
     hub.agent.script = honest(
         lambda job, number: interrupts(job, Reason.REASON_SOURCE_READ_FAILED) if number == 1 else None

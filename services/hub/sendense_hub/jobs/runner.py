@@ -85,7 +85,7 @@ class Runner:
         attempt: BackupAttempt | None = None
         failure: SendenseError | None = None
         try:
-            earlier, kept = await self._workshop.catalog.run(read)
+            earlier, kept = await _persistently(lambda: self._workshop.catalog.run(read))
             attempt = BackupAttempt(self._workshop, live, earlier, kept)
             if live.job.state == pb.JOB_STATE_CANCELLING and live.stop_cause is None:
                 await _adopt(attempt.point)
