@@ -123,6 +123,26 @@ async def test_an_agent_that_stops_has_copies_leave_their_snapshot_and_says_so(a
         await asyncio.wait_for(agent.jobs.drained(), WITHIN_S)
 
 
+async def test_an_agent_that_stops_keeps_the_snapshot_of_a_resumed_attempt_that_copies_nothing_yet(
+    agent: Agent,
+):
+    async with agent.stub() as stub:
+        stream = await open_stream(stub, start(attempt=2, resume=RESUME))
+        worker = await agent.puppets.next()
+        await worker.hear("start")
+        await worker.enter(pb.AGENT_PHASE_LOGIN)
+        await stream.event()
+        stopping = asyncio.create_task(agent.jobs.stop())
+        assert (await worker.hear("cancel")).cancel.keep_snapshot
+        failure = {"reason": "REASON_CANCELLED", "message": "told to"}
+        await worker.say(interrupted=pb.BackupInterrupted(failure=failure))  # type: ignore[arg-type]
+        worker.end()
+        await asyncio.wait_for(stopping, WITHIN_S)
+        assert (await interrupted(stream)).failure.reason == Reason.REASON_SERVICE_STOPPING
+        (job,) = agent.jobs._jobs.values()
+        assert job.snapshot_left
+
+
 async def test_a_defect_of_the_worker_is_no_interruption(agent: Agent):
     async with agent.stub() as stub:
         stream, worker = await copying(agent, stub, start())

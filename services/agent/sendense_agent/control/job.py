@@ -62,6 +62,11 @@ class Job:
         """Done when the worker has ended; the log has a last event then."""
 
     @property
+    def _begun(self) -> bool:
+        """Whether there are layers, of this attempt or of an earlier one, that a later one can go on with."""
+        return self._exports_came or self.start.HasField("resume")
+
+    @property
     def machine(self) -> tuple[str, str]:
         """Which VM of which vCenter."""
         return self.start.vcenter.name, self.start.vm_instance_uuid
@@ -132,7 +137,7 @@ class Job:
 
     async def suspend(self, because: SendenseError) -> None:
         """Like `end`, but a job that can go on later keeps its snapshot and says `interrupted`."""
-        if not self._exports_came or self._committed:
+        if not self._begun or self._committed:
             await self.end(because)
             return
         if self._ended_because is None:
@@ -263,8 +268,7 @@ class Job:
 
     def _of_use(self, failure: SendenseError) -> bool:
         """Whether a later attempt can go on with what there is, though the worker died."""
-        begun = self._exports_came or self.start.HasField("resume")
-        return begun and not self._committed and another_try_may_help(failure.reason)
+        return self._begun and not self._committed and another_try_may_help(failure.reason)
 
     def _fail(self, failure: SendenseError) -> None:
         """Ends the log, if it has not ended."""
