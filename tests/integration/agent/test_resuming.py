@@ -17,10 +17,12 @@ from tests.integration.agent.kit import LIMITS, WITHIN_S
 from tests.integration.agent.resuming_kit import Job
 from tests.integration.agent.site_kit import MIB, Backup, Site, children, processes_of, running_site
 from tests.integration.credentials.kit import Service
+from tests.integration.datapath.kit import as_raw
 from tests.integration.tunnel.kit import until
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
+from sendense_agent.datapath.mover.comparing import RECORD
 from sendense_agent.domain.checkpoints import Checkpoints
 from sendense_lab.client import LabClient, LabMachine
 
@@ -152,6 +154,54 @@ async def test_interrupted_twice_an_incremental_over_three_snapshots_is_the_last
     assert all(each.keeps_layer for each in plan.disks)
     assert len(job.disks[disk].eras) == 3
     await job.check(await guest(site, vm), before)
+    await site.nothing_left(vm)
+
+
+async def test_rule_27_a_mismatch_that_was_written_and_not_heard_of_is_found_again_and_gets_its_record(
+    site: Site,
+):
+    vm = await site.lab.add_vm(f"web-{uuid.uuid4().hex[:8]}", [8 * MIB])
+    (disk,) = vm.disks
+    await site.lab.guest_write(vm.name, disk, 0, noise("a", 4 * MIB))
+    await site.lab.guest_write(vm.name, disk, 6 * MIB, noise("b", 512))
+    full = Job(site, vm)
+    (planned,) = (await full.to_the_end(await full.begin())).disks
+    before = await site.lab.guest_read(vm.name, disk, 0, 8 * MIB)
+    known = pb.PreviousDisk(
+        key=disk,
+        disk_object_id=planned.disk_object_id,
+        backing_uuid=planned.backing_uuid,
+        capacity_bytes=planned.capacity_bytes,
+        change_id=planned.change_id,
+    )
+    place = 3 * MIB
+    digest = hashlib.sha256(before[place : place + MIB]).digest()
+    audit = pb.AuditSample(disk_key=disk, records=RECORD.pack(place, MIB, 1, digest))
+    parents, job = {disk: full.disks[disk].file}, Job(site, vm, previous_disks=[known])
+    await site.lab.command("set", areas_left_out=1)  # the last change, and the last area that is in use
+    try:
+        await site.lab.guest_write(vm.name, disk, 512, noise("told", 512))
+        await site.lab.guest_write(vm.name, disk, place + 512, noise("hidden", 512))
+        content = await site.lab.guest_read(vm.name, disk, 0, 8 * MIB)
+        first = await job.begin()
+        await first.stream.tell(audit=audit)
+        plan = await first.until_plan()
+        async with job.exports(first, plan, parents):
+            await first.until(lambda event: event.HasField("copied"))
+        assert any(event.HasField("audit_mismatch") for event in first.heard)
+        assert await as_raw(job.disks[disk].file) == content
+        assert job.disks[disk].records == [], "its events got lost on the way to the hub"
+
+        second = await job.begin()
+        await second.stream.tell(audit=audit)
+        plan = await job.to_the_end(second, parents)
+        assert [(each.mode, each.keeps_layer) for each in plan.disks] == [(pb.DISK_MODE_INCREMENTAL, True)]
+    finally:
+        await site.lab.command("set", areas_left_out=0)
+    heard = [event.audit_mismatch for event in second.heard if event.HasField("audit_mismatch")]
+    assert [list(each.extents_bytes) for each in heard] == [[place, MIB]]
+    assert job.to_read == [{disk: 64 * 1024}]
+    await job.check({disk: content}, {disk: before})
     await site.nothing_left(vm)
 
 

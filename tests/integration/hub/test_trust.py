@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -28,12 +29,14 @@ from tests.integration.hub.scripted_agent import (
 from tests.integration.repository.kit import noise, patch
 
 from sendense.agent.v1 import backup_pb2 as agent
+from sendense.common.v1.failure_pb2 import Failure
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2 as job_pb
 from sendense.hub.v1 import trust_service_pb2 as pb
 from sendense.hub.v1.trust_service_pb2_grpc import TrustServiceStub
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import points, trust
+from sendense_hub.domain.resuming import Patience
 from sendense_hub.repository import AuditPolicy, committed_ledgers, ledger
 from sendense_hub.repository.ledger import RECORD
 
@@ -123,6 +126,40 @@ async def test_rule_27_nothing_is_sampled_when_the_audit_is_off(short_tmp: Path)
         hub.agent.script = audited()
         assert (await hub.run()).state == job_pb.JOB_STATE_SUCCEEDED
         assert hub.agent.job.count("audit") == 0
+
+
+async def test_rule_27_an_attempt_that_goes_on_is_given_the_sample_of_the_one_before(short_tmp: Path):
+    """Of which it may have written a mismatch, and not told it any more."""
+    samples = []
+
+    async def script(job: ScriptedJob) -> None:
+        (disk,) = plan_of(incremental()).disks
+        disk.keeps_layer = job.start.HasField("resume")
+        await job.snapshot_and_plan(plan_of(disk))
+        samples.append([each.audit for each in job.heard if each.WhichOneof("message") == "audit"])
+        if job.start.attempt == 1:
+            failure = Failure(reason=Reason.REASON_TUNNEL_LOST, message="cut")
+            await job.say(interrupted=agent.BackupInterrupted(failure=failure))
+            await asyncio.Event().wait()
+        progress = agent.DiskProgress(disk_key=2000, read_bytes=MIB)
+        await job.say(disk_done=agent.DiskDone(progress=progress))
+        await job.finish()
+
+    audit = AuditPolicy(50.0)
+    async with world(short_tmp) as around, hub_of(around, audit=audit, patience=Patience(tries=3)) as hub:
+        hub.agent.script = backup(FIRST)
+        await hub.run()
+        hub.agent.script = script
+        for _ in range(2):
+            job = await hub.run()
+            assert job.state == job_pb.JOB_STATE_WAITING
+            await hub.runner.run(job.job_id)
+            ended = await hub.job(job.job_id)
+            assert ended.state == job_pb.JOB_STATE_SUCCEEDED, ended.failure
+    first, again, other, other_again = samples
+    assert first == again != []
+    assert other == other_again != []
+    assert first != other, "each backup looks at something else"
 
 
 async def test_rule_27_a_mismatch_ends_the_trust_even_when_the_job_fails(hub: Hub):

@@ -51,7 +51,7 @@ class Disks(Copying):
             types.SimpleNamespace(
                 mode=pb.DISK_MODE_FULL,
                 disk=types.SimpleNamespace(key=key, label="d", capacity_bytes=512),
-                left=lambda written: Remainder(Extents(), Extents(), Extents()),
+                left=lambda written, sampled: Remainder(Extents(), Extents(), Extents()),
             )
             for key in KEYS
         ]
@@ -134,3 +134,50 @@ async def test_rule_27_a_mismatch_counts_only_while_the_snapshot_is_known_to_exi
     assert said == []
     await copying._take(mismatch, Tree(there=True))  # type: ignore[arg-type]
     assert [each.audit_mismatch for each in said] == [mismatch]
+
+
+class Unsure(Tree):
+    """vCenter does not answer, until it does."""
+
+    def __init__(self) -> None:
+        super().__init__(there=True)
+        self.answers = False
+
+    async def exists(self) -> bool:
+        if not self.answers:
+            raise SendenseError(Reason.REASON_VCENTER_UNREACHABLE, "no answer")
+        return await super().exists()
+
+
+async def test_rule_27_a_mismatch_that_cannot_be_confirmed_is_told_before_the_next_checkpoint():
+    said: list[pb.RunBackupResponse] = []
+
+    async def say(event: pb.RunBackupResponse) -> None:
+        said.append(event)
+
+    copying, tree = Copying(None, "job", "web", say, None), Unsure()  # type: ignore[arg-type]
+    found = [pb.AuditMismatch(disk_key=2000, extents_bytes=[start, 512]) for start in (0, 4096)]
+    for mismatch in found:
+        await copying._take(mismatch, tree)  # type: ignore[arg-type]
+    checkpoint = pb.Checkpoint(disk_key=2000, records=[pb.LedgerRecord(length_bytes=512)])
+    with pytest.raises(SendenseError) as unsure:
+        await copying._take(checkpoint, tree)  # type: ignore[arg-type]
+    assert unsure.value.reason == Reason.REASON_VCENTER_UNREACHABLE
+    assert said == []
+    tree.answers = True
+    await copying._take(checkpoint, tree)  # type: ignore[arg-type]
+    assert [each.audit_mismatch for each in said[:-1]] == found
+    assert said[-1].checkpoint == checkpoint
+    await copying.tell_mismatches(2000)
+    assert len(said) == 3, "each is told once"
+
+
+async def test_a_mismatch_whose_vcenter_refuses_the_agent_ends_the_copy():
+    class Refusing(Tree):
+        async def exists(self) -> bool:
+            raise SendenseError(Reason.REASON_VCENTER_LOGIN_FAILED, "no")
+
+    copying = Copying(None, "job", "web", None, None)  # type: ignore[arg-type]
+    with pytest.raises(SendenseError) as refused:
+        await copying._take(pb.AuditMismatch(disk_key=2000), Refusing(there=True))  # type: ignore[arg-type]
+    assert refused.value.reason == Reason.REASON_VCENTER_LOGIN_FAILED

@@ -189,3 +189,28 @@ def test_a_record_of_which_a_part_changed_is_copied_again_as_a_whole():
 def test_without_eras_it_is_the_plan():
     read, zero = Extents([(0, 4)]), Extents([(8, 4)])
     assert remainder(read, zero, None, [], capacity_bytes=12) == Remainder(read, zero, Extents())
+
+
+def test_rule_27_of_a_sampled_range_that_changed_in_part_since_an_era_the_rest_is_copied():
+    """An audit of that era may have written it; as it changed in part, none does so again."""
+    sampled = [(4, 4), (0, 4), (12, 4), (8, 4)]
+    era = Era(Extents([(5, 1), (14, 1)]), Extents([(6, 1)]))
+    changed = Extents([(5, 1), (13, 1)])
+    left = remainder(
+        changed,
+        Extents([(14, 1)]),
+        Extents([(0, 13)]),
+        [era],
+        capacity_bytes=16,
+        sampled=sampled,
+        record_bytes=1,
+    )
+    assert (list(left.read), list(left.zero)) == ([(4, 2), (7, 1), (12, 2), (15, 1)], [(14, 1)])
+    assert list(left.kept) == [(6, 1)]
+
+
+def test_rule_27_a_sampled_range_costs_nothing_when_it_is_as_it_was_for_each_era():
+    plan, era = Extents([(5, 1)]), Era(Extents(), Extents())
+    for sampled in ([], [(4, 4), (4, 4), (8, 4)]):
+        left = remainder(plan, Extents(), None, [era], capacity_bytes=16, sampled=sampled)
+        assert left == Remainder(plan, Extents(), Extents())

@@ -8,6 +8,9 @@ and all that the plan of a first attempt would copy, is copied; the rest is not 
 What an era wrote without a record in the ledger (it was not flushed, or its checkpoint got lost) does no
 harm: it lies within what is copied again, or it is what the disk holds now. This takes that the changed areas
 of each era are known, also of one that has no record at all.
+
+An audit writes where nothing changed, as far as vSphere tells. Such a range is audited by each attempt, which
+finds it again. Only one that changed in part since is not: the rest of it is copied.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ def remainder(
     *,
     capacity_bytes: int,
     record_bytes: int = RECORD_BYTES,
+    sampled: Sequence[tuple[int, int]] = (),
 ) -> Remainder:
     """What is left.
 
@@ -61,13 +65,29 @@ def remainder(
         eras: of the layer that goes on.
         capacity_bytes: of the disk.
         record_bytes: for tests.
+        sampled: (offset, length) of what each attempt audits as a whole, unless a part of it changed.
     """
-    kept, again = Extents(), Extents()
+    kept, again, changed = Extents(), Extents(), Extents()
     for era in eras:
         whole = era.changed.round_out(record_bytes).clip(capacity_bytes)
         kept = kept.union(era.written.subtract(whole))
+        changed = changed.union(era.changed)
         again = again.union(era.changed).union(era.written.intersect(whole))
     in_use = again if allocated is None else again.intersect(allocated)
-    read = read.union(in_use).subtract(kept)
+    torn = _touched(sampled, changed).clip(capacity_bytes).subtract(again).subtract(zero)
+    read = read.union(in_use).union(torn).subtract(kept)
     zero = zero.union(again.subtract(in_use)).subtract(kept).subtract(read)
     return Remainder(read, zero, kept)
+
+
+def _touched(ranges: Sequence[tuple[int, int]], changed: Extents) -> Extents:
+    """Those of `ranges`, whole, of which at least a byte changed."""
+    found, areas = Extents(), iter(changed)
+    area = next(areas, None)
+    for offset, length in sorted(ranges):
+        while area is not None and sum(area) <= offset:
+            area = next(areas, None)
+        first = max(offset, found.end)
+        if area is not None and area[0] < offset + length and first < offset + length:
+            found.append(first, offset + length - first)
+    return found

@@ -202,6 +202,8 @@ class Backup:
                         # One that is being removed still has its name, and its files change already.
                         await machine.snapshot_tasks_ended()
                         await confirm(snapshot, start.vm_name)
+                    for plan in plans:
+                        await self._copying.tell_mismatches(plan.disk.key)
                 except SendenseError as error:
                     if not self._may_go_on(error):
                         raise

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 
 from sendense.agent.v1 import backup_pb2 as pb
 from sendense.agent.v1.permits_pb2 import PERMIT_KIND_HOST_READ
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.datapath import CopyOrder, Mover, MoverEvent, start_mover
+from sendense_agent.datapath.mover.comparing import data_ranges
 from sendense_agent.domain.remainder import Remainder
+from sendense_agent.domain.resuming import another_try_may_help
 from sendense_agent.vsphere import Place, Session, Snapshot
 from sendense_agent.worker.permits import Permits
 from sendense_agent.worker.plan import DiskPlan
@@ -23,6 +27,8 @@ from sendense_agent.worker.written import WrittenBook
 from sendense_common import telemetry
 from sendense_common.errors import SendenseError, invalid
 from sendense_common.paths import private_dir
+
+log = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 0.25
 # What is in flight has to arrive, be flushed, and be confirmed; the agent gives a worker 20 s to end.
@@ -58,6 +64,7 @@ class Copying:
         self._bytes_per_second = 0
         self._left: dict[int, Remainder] = {}
         self._progress: dict[int, pb.DiskProgress] = {}
+        self._untold: dict[int, list[pb.AuditMismatch]] = defaultdict(list)
         self._told_at = 0.0
 
     async def limit(self, bytes_per_second: int) -> None:
@@ -90,7 +97,9 @@ class Copying:
             SendenseError: INVALID_REQUEST, DISK_MISMATCH, SNAPSHOT_LOST, and those of sources and movers.
         """
         by_key = _matched(plans, exports)
-        self._left = {plan.disk.key: plan.left(written.of(plan.disk.key)) for plan in plans}
+        for plan in plans:
+            sampled = data_ranges(bytes(self.audit.get(plan.disk.key, b"")))
+            self._left[plan.disk.key] = plan.left(written.of(plan.disk.key), sampled)
         self._progress = {
             key: pb.DiskProgress(disk_key=key, to_read_bytes=left.read.total_bytes)
             for key, left in self._left.items()
@@ -167,14 +176,36 @@ class Copying:
                 # The disk's files are frozen only while the snapshot exists: without it, what was read last
                 # may be anything.
                 await confirm(snapshot, self._vm_name)
+                await self.tell_mismatches(event.disk_key)  # first: what they wrote may be in this one
                 await self._say(pb.RunBackupResponse(checkpoint=event))
             case pb.AuditMismatch():
-                # Without the snapshot, what was read is no witness against anybody.
-                await confirm(snapshot, self._vm_name)
-                await self._say(pb.RunBackupResponse(audit_mismatch=event))
+                confirmed = await self._confirmed(snapshot)
+                self._untold[event.disk_key].append(event)
+                if confirmed:
+                    await self.tell_mismatches(event.disk_key)
             case pb.DiskDone():
                 self._keep(event.progress)
                 await self._say(pb.RunBackupResponse(disk_done=event))
+
+    async def _confirmed(self, snapshot: Snapshot) -> bool:
+        """Whether it is known to be there; without it, what was read is no witness against anybody.
+
+        When nobody can tell now, a mismatch waits: what it wrote will be in a checkpoint, which is confirmed
+        as well. When that fails too, the next attempt finds it again, for it is given the same sample.
+        """
+        try:
+            await confirm(snapshot, self._vm_name)
+        except SendenseError as error:
+            if error.reason == Reason.REASON_SNAPSHOT_LOST or not another_try_may_help(error.reason):
+                raise
+            log.warning("a mismatch is told later: %s", error)
+            return False
+        return True
+
+    async def tell_mismatches(self, disk_key: int) -> None:
+        """Those that had to wait, now that the snapshot is known to be there."""
+        while held := self._untold[disk_key]:
+            await self._say(pb.RunBackupResponse(audit_mismatch=held.pop(0)))
 
     def _keep(self, progress: pb.DiskProgress) -> None:
         progress.to_read_bytes = self._progress[progress.disk_key].to_read_bytes

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sendense.agent.v1 import backup_pb2 as pb
@@ -57,11 +57,12 @@ class DiskPlan:
             whole=self.whole,
         )
 
-    def left(self, written: Mapping[int, Extents]) -> Remainder:
+    def left(self, written: Mapping[int, Extents], sampled: Sequence[tuple[int, int]] = ()) -> Remainder:
         """What is left to copy.
 
         Args:
             written: of each era, by its number; what the hub says of a layer that does not go on is nothing.
+            sampled: (offset, length) of data that is audited, in this attempt as in those before.
 
         Raises:
             SendenseError: INVALID_REQUEST when it cannot be of this disk.
@@ -77,6 +78,7 @@ class DiskPlan:
             self.allocated,
             [Era(changed, written.get(each, Extents())) for each, changed in enumerate(self.changed_in)],
             capacity_bytes=self.disk.capacity_bytes,
+            sampled=sampled,
         )
 
 

@@ -128,6 +128,13 @@ def audit(sample: bytes, changed: Extents, capacity_bytes: int) -> Iterator[Work
             yield Work(offset, length, sha256=sha256, audit=True)
 
 
+def data_ranges(sample: bytes) -> list[tuple[int, int]]:
+    """(offset, length) of what is compared as a whole or not at all, in any order; `audit` checks them."""
+    whole = len(sample) - len(sample) % RECORD.size
+    records = RECORD.iter_unpack(sample[:whole])
+    return [(offset, length) for offset, length, kind, _ in records if kind == _DATA]
+
+
 def _cut(offset: int, length: int) -> Iterator[Work]:
     end = offset + length
     while offset < end:
