@@ -222,9 +222,8 @@ class NewPoint:
             await asyncio.to_thread(self._repository.space)
             if not await self.adopt():
                 await delete_point(self._repository, self._directory)
-        if self.committed:
-            return
-        await self._workshop.catalog.run(lambda connection: points.forget(connection, self.point_id))
+        if not self.committed:
+            await self._workshop.catalog.run(lambda connection: points.forget(connection, self.point_id))
 
     async def _begin(self, plan: agent.BackupPlan, swept: list[str]) -> None:
         """The row first: whatever is made on disk from here on, a restarted hub knows of it."""
