@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.integration.audit_log.kit import no_room, records
 
 from sendense_common import audit_log
 from sendense_common.audit_log import Checker, Finding, Record
@@ -110,6 +111,28 @@ async def test_an_act_that_takes_long_has_its_end_recorded_also_when_it_is_cance
         ("point.verify", "begun", {}),
         ("point.verify", "done", {"read": "5"}),
     ]
+
+
+async def test_an_end_that_cannot_be_recorded_is_missing_and_an_act_that_was_not_done_is_not(
+    tmp_path: Path,
+) -> None:
+    async with audit_log.opened(tmp_path, "credentials") as log:
+        full = contextlib.ExitStack()
+
+        async def rotate() -> None:
+            async with audit_log.recorded("key.rotate", subject="k"):
+                full.enter_context(no_room())
+
+        with pytest.raises(SendenseError) as told:
+            await rotate()
+        assert told.value.reason_name == "AUDIT_LOG_UNAVAILABLE"
+        with pytest.raises(SendenseError):
+            async with audit_log.recorded("key.drop", subject="k"):
+                pytest.fail("it was done and not recorded")
+        full.close()
+        await audit_log.record("job.cancel")
+        assert [each.outcome for each in records(log, "key.rotate")] == ["begun"]
+        assert [dict(each.facts) for each in records(log, "log.lost")] == [{"count": "1"}]
 
 
 async def test_a_flood_of_refusals_is_counted_and_does_not_fill_the_log(tmp_path: Path) -> None:

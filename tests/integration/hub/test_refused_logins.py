@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.integration.audit_log.kit import no_room, records
 from tests.integration.hub.kit import Hub, hub_of, until, world
 from tests.integration.hub.scripted_agent import MACHINE, VCENTER, ScriptedJob, backup
 
@@ -16,6 +17,7 @@ from sendense.agent.v1 import backup_pb2 as agent
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2 as pb
 from sendense.hub.v1.vcenter_service_pb2 import Vcenter
+from sendense_common import audit_log
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import cleanups, vcenters
 from sendense_hub.catalog.cleanups import PendingCleanup
@@ -112,6 +114,32 @@ async def test_rule_24_a_refusal_is_remembered_by_a_hub_that_was_restarted(short
             assert job.failure.reason == Reason.REASON_VCENTER_LOGIN_FAILED
             assert logins(after) == 1
             assert (await vcenter(after)).HasField("login_refused_time")
+
+
+async def test_a_block_is_recorded_before_it_counts_and_holds_when_it_cannot_be_recorded(
+    hub: Hub, tmp_path: Path
+):
+    async with audit_log.opened(tmp_path / "audit-log", "hub") as log:
+        hub.agent.script = refused
+        await hub.run()
+        credential_id = (await vcenter(hub)).credential_id
+        (block,) = records(log, "credential.block")
+        assert (block.subject, block.actor) == (credential_id, "system:hub")
+        assert block.facts == {"vcenter": VCENTER, "reason": "VCENTER_LOGIN_FAILED"}
+
+        with no_room(), pytest.raises(SendenseError) as unrecorded:
+            await hub.workshop.sites.lift(VCENTER)
+        assert unrecorded.value.reason == Reason.REASON_AUDIT_LOG_UNAVAILABLE
+        assert (await vcenter(hub)).HasField("login_refused_time")
+        for _ in range(2):
+            await hub.workshop.sites.lift(VCENTER)
+        assert [each.subject for each in records(log, "credential.unblock")] == [credential_id]
+
+        hub.agent.refuses_logins = True
+        with no_room(), pytest.raises(SendenseError) as caught:
+            await hub.workshop.sites.virtual_machines(await vcenter(hub))
+        assert caught.value.reason == Reason.REASON_VCENTER_LOGIN_FAILED
+        assert (await vcenter(hub)).HasField("login_refused_time")
 
 
 async def test_rule_24_a_refusal_counts_for_every_vcenter_with_the_same_credential(hub: Hub):

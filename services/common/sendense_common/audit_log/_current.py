@@ -80,10 +80,7 @@ async def record(
         SendenseError: AUDIT_LOG_UNAVAILABLE, for an act that changes rights. Others are logged as an error,
             counted, and told by doctor.
     """
-    written = _submit(act, subject, outcome, actor, facts)
-    if written is not None:
-        # Cancelled, the caller goes; the record is written all the same.
-        _settle(act, outcome, await asyncio.shield(_ended(written)))
+    await _written(act, outcome, _submit(act, subject, outcome, actor, facts))
 
 
 def record_blocking(
@@ -121,7 +118,8 @@ async def recorded(
         more["reason"] = "CANCELLED"
         raise
     finally:
-        await undisturbed(record(act, subject=subject, outcome=outcome, actor=who, **more))
+        written = _submit(act, subject, outcome, who, more, happened=True)
+        await undisturbed(_written(act, outcome, written))
 
 
 def system_actor() -> str:
@@ -131,13 +129,26 @@ def system_actor() -> str:
 
 
 def _submit(
-    act: str, subject: str, outcome: Outcome, actor: str | None, facts: dict[str, object]
+    act: str,
+    subject: str,
+    outcome: Outcome,
+    actor: str | None,
+    facts: dict[str, object],
+    *,
+    happened: bool = False,
 ) -> Future[Record] | None:
     to = current()
     if to is None:
         log.info("no audit log is open: %s %s %s", act, subject, outcome)
         return None
-    return to.submit(act, subject=subject, outcome=outcome, actor=actor or caller.actor(), facts=facts)
+    who = actor or caller.actor()
+    return to.submit(act, subject=subject, outcome=outcome, actor=who, facts=facts, happened=happened)
+
+
+async def _written(act: str, outcome: Outcome, written: Future[Record] | None) -> None:
+    if written is not None:
+        # Cancelled, the caller goes; the record is written all the same.
+        _settle(act, outcome, await asyncio.shield(_ended(written)))
 
 
 async def _ended(written: Future[Record]) -> SendenseError | None:

@@ -21,7 +21,6 @@ RIGHTS = {
     "credential.delete": "a credential was deleted",
     "credential.grant": "an agent may use a credential",
     "credential.ungrant": "an agent may no longer use a credential",
-    "credential.block": "a credential was blocked",
     "credential.unblock": "a credential is no longer blocked",
     "key.create": "a key-encryption key was made",
     "key.rotate": "new secrets go under another key-encryption key",
@@ -43,6 +42,8 @@ RIGHTS = {
 }
 
 EVENTS = {
+    # Also done when it cannot be recorded: without it, a password that was refused has its account locked.
+    "credential.block": "a credential was blocked",
     "vcenter.login": "an agent logged in to a vCenter",
     "vcenter.test": "a login to a vCenter was tried",
     "tunnel.refuse": "an SSH connection, or something asked for on it, was refused",

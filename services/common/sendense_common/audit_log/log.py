@@ -63,11 +63,13 @@ class _Draft:
     outcome: Outcome
     facts: dict[str, str]
     written: Future[Record]
+    happened: bool = False
+    """Whether it is too late to leave the act undone."""
 
     @property
-    def is_right(self) -> bool:
-        """Whether it does not happen when it cannot be recorded."""
-        return self.act in RIGHTS and self.outcome in {"begun", "done"}
+    def is_left_undone(self) -> bool:
+        """Whether it does not happen when it cannot be recorded: then no record is missing."""
+        return self.act in RIGHTS and self.outcome in {"begun", "done"} and not self.happened
 
 
 class AuditLog:
@@ -119,9 +121,24 @@ class AuditLog:
         return self._head
 
     def submit(
-        self, act: str, *, subject: str, outcome: Outcome, actor: str, facts: dict[str, object]
+        self,
+        act: str,
+        *,
+        subject: str,
+        outcome: Outcome,
+        actor: str,
+        facts: dict[str, object],
+        happened: bool = False,
     ) -> Future[Record] | None:
         """Puts a record in line; the future is done when it is on disk.
+
+        Args:
+            act: see `audit_log.record`, for the next four too.
+            subject: what it was done to.
+            outcome: how it ended.
+            actor: who.
+            facts: more.
+            happened: an act that changes rights is not left undone any more when this cannot be written.
 
         Returns:
             None when it is one refusal too many in a short time: those are counted and recorded together.
@@ -137,7 +154,7 @@ class AuditLog:
         address = fine.get("peer") or fine.get("address", "")
         if outcome == "refused" and not self._budget.take(short(actor), address):
             return None
-        draft = _Draft(short(actor), act, short(subject), outcome, fine, Future())
+        draft = _Draft(short(actor), act, short(subject), outcome, fine, Future(), happened)
         if skipped := self._budget.skipped():
             facts = {"count": skipped.count, "most": skipped.most, "most_count": skipped.most_count}
             self._waiting.put(self._own("log.limited", **checked(facts)))
@@ -305,7 +322,7 @@ class AuditLog:
     def _fail(self, error: Exception, drafts: list[_Draft]) -> None:
         # What was written in part is found, and accounted for, when the file is opened again.
         self._close_file()
-        self._lost += sum(not draft.is_right for draft in drafts)
+        self._lost += sum(not draft.is_left_undone for draft in drafts)
         cause = error.strerror if isinstance(error, OSError) else None
         self.failure = f"the audit log {self.directory} cannot be written: {cause or error}"
         for draft in drafts:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
 from sendense_common.keys import AgentPublicKeys
+from sendense_credentials.catalog import leases
 from sendense_credentials.catalog.tables import agents
 from sendense_credentials.domain.agent import Agent
 
@@ -28,21 +29,27 @@ def find(connection: sa.Connection, agent_id: str) -> Agent | None:
     return Agent(row.agent_id, AgentPublicKeys(row.signing_public_key, row.sealing_public_key))
 
 
-def register(connection: sa.Connection, agent: Agent, now_us: int, *, replace: bool = False) -> bool:
-    """Keeps a new one; whether anything changed (False: it is there with the same keys).
+def register(
+    connection: sa.Connection, agent: Agent, now_us: int, *, replace: bool = False
+) -> tuple[bool, int]:
+    """Keeps a new one.
 
     Args:
         connection: a transaction.
         agent: to keep.
         now_us: the wall clock.
-        replace: an agent that is there with other keys has these from now on.
+        replace: an agent that is there with other keys has these from now on. Its open leases end:
+            they may be with whoever has its old keys.
+
+    Returns:
+        Whether anything changed (False: it is there with the same keys), and how many leases ended.
 
     Raises:
         SendenseError: SITE_EXISTS when the agent is there with other keys, or another agent has one of these.
     """
     before = find(connection, agent.agent_id)
     if before == agent:
-        return False
+        return False, 0
     other = _owner_of(connection, agent)
     owner = other or (agent.agent_id if before and not replace else None)
     if owner is not None:
@@ -59,7 +66,7 @@ def register(connection: sa.Connection, agent: Agent, now_us: int, *, replace: b
             .where(agents.c.agent_id == agent.agent_id)
             .values(signing_public_key=agent.keys.signing, sealing_public_key=agent.keys.sealing)
         )
-        return True
+        return True, leases.end_all_for(connection, agent.agent_id, now_us, "its agent got new keys")
     connection.execute(
         agents.insert().values(
             agent_id=agent.agent_id,
@@ -68,7 +75,7 @@ def register(connection: sa.Connection, agent: Agent, now_us: int, *, replace: b
             create_time_us=now_us,
         )
     )
-    return True
+    return True, 0
 
 
 def delete(connection: sa.Connection, agent_id: str) -> bool:

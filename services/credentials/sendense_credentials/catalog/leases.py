@@ -84,6 +84,11 @@ def end_all_of(
     return _end(connection, mine, now_us, cause)
 
 
+def end_all_for(connection: sa.Connection, agent_id: str, now_us: int, cause: str) -> int:
+    """Ends the unused leases of an agent; how many there were."""
+    return _end(connection, leases.c.agent_id == agent_id, now_us, cause)
+
+
 def open_of(connection: sa.Connection, credential_id: str, now_us: int) -> list[Lease]:
     """Those of a credential that could be used now."""
     query = sa.select(leases.c.lease_id).where(

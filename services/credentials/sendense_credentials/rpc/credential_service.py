@@ -95,10 +95,14 @@ class CredentialServicer(CredentialServiceServicer):
         now_us = self._clock()
 
         def register(connection: Connection) -> bool:
-            new = agents.register(connection, agent, now_us, replace=request.replace)
+            new, ended = agents.register(connection, agent, now_us, replace=request.replace)
             if new:
-                fingerprint = agent.keys.fingerprint
-                audit_log.record_blocking("agent.register", subject=agent.agent_id, fingerprint=fingerprint)
+                audit_log.record_blocking(
+                    "agent.register",
+                    subject=agent.agent_id,
+                    fingerprint=agent.keys.fingerprint,
+                    leases_ended=ended,
+                )
             return new
 
         if await self._catalog.run(register):

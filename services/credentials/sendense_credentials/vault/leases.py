@@ -88,8 +88,14 @@ class LeaseVault:
     async def revoke(self, lease_id: str) -> None:
         """Ends a lease that was not used; no matter if there is none."""
         now_us, cause = self._clock(), "the hub gave it back: what it was for is over"
-        if await self._catalog.run(lambda connection: leases.end(connection, lease_id, now_us, cause)):
-            await audit_log.record("lease.end", subject=lease_id, actor="hub")
+
+        def transaction(connection: Connection) -> bool:
+            ended = leases.end(connection, lease_id, now_us, cause)
+            if ended:
+                audit_log.record_blocking("lease.end", subject=lease_id, actor="hub")
+            return ended
+
+        if await self._catalog.run(transaction):
             log.info("ended lease %s unused", lease_id)
 
     async def redeem(self, redemption: Redemption, signature: bytes) -> bytes:
@@ -121,6 +127,12 @@ class LeaseVault:
         now_us = self._clock()
 
         def transaction(connection: Connection) -> Credential | SendenseError:
+            # Since the signature was checked, the agent may have got other keys: the old open nothing more.
+            now = agents.find(connection, redemption.agent_id)
+            if now is None:
+                raise agent_unknown(redemption.agent_id)
+            if now.keys != agent.keys:
+                raise _not_signed_by(now)
             used = leases.use_up(
                 connection,
                 lease_id=redemption.lease_id,
@@ -158,12 +170,7 @@ class LeaseVault:
 
     def _check_signature(self, agent: Agent, redemption: Redemption, signature: bytes) -> None:
         if not agent.keys.verify(signature, redemption.signed_bytes):
-            raise SendenseError(
-                Reason.REASON_SIGNATURE_INVALID,
-                f"the request was not signed with the key of agent {agent.agent_id}",
-                remedy="If the agent has new keys, remove it from the credentials service and register them.",
-                site=agent.agent_id,
-            )
+            raise _not_signed_by(agent)
         if off_s := seconds_off(redemption, self._clock()):
             way = "ahead of" if off_s > 0 else "behind"
             raise SendenseError(
@@ -173,6 +180,15 @@ class LeaseVault:
                 remedy="Set the clocks of the site and the centre (NTP).",
                 site=agent.agent_id,
             )
+
+
+def _not_signed_by(agent: Agent) -> SendenseError:
+    return SendenseError(
+        Reason.REASON_SIGNATURE_INVALID,
+        f"the request was not signed with the key of agent {agent.agent_id}",
+        remedy="If the agent has new keys, remove it from the credentials service and register them.",
+        site=agent.agent_id,
+    )
 
 
 def _facts(lease: Lease) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import logging
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common import audit_log
 from sendense_common.errors import SendenseError
-from sendense_credentials.catalog import Catalog, credentials, key_use
+from sendense_credentials.catalog import Catalog, Connection, credentials, key_use
 from sendense_credentials.vault.envelope import rewrapped
 from sendense_credentials.vault.keyring import Keyring
 
@@ -82,9 +82,6 @@ class Rewrapping:
         self.unreadable = unreadable
         if done:
             await self._catalog.forget_old_pages()
-            await audit_log.record(
-                "key.rewrap", subject=active, actor=audit_log.system_actor(), credentials_count=done
-            )
             log.info("%d credentials were brought under key %s", done, active)
         return done
 
@@ -95,6 +92,17 @@ class Rewrapping:
                 return False
             before = found.envelope
             after = await rewrapped(before, credential_id, found.version, self._keys)
-            return await self._catalog.run(
-                lambda connection: key_use.rewrap(connection, credential_id, before, after)
-            )
+
+            def transaction(connection: Connection) -> bool:
+                changed = key_use.rewrap(connection, credential_id, before, after)
+                if changed:
+                    audit_log.record_blocking(
+                        "key.rewrap",
+                        subject=after.key_id,
+                        actor=audit_log.system_actor(),
+                        credential_id=credential_id,
+                        before=before.key_id,
+                    )
+                return changed
+
+            return await self._catalog.run(transaction)

@@ -32,9 +32,10 @@ def refuse(connection: sa.Connection, credential_id: str, vcenter_name: str, mes
     )
 
 
-def lift(connection: sa.Connection, credential_id: str) -> None:
-    """It was changed, tested or deleted."""
-    connection.execute(refused_logins.delete().where(refused_logins.c.credential_id == credential_id))
+def lift(connection: sa.Connection, credential_id: str) -> bool:
+    """It was changed, tested or deleted; whether it had been refused."""
+    lifted = refused_logins.delete().where(refused_logins.c.credential_id == credential_id)
+    return connection.execute(lifted).rowcount == 1
 
 
 def get(connection: sa.Connection, credential_id: str) -> RefusedLogin | None:

@@ -14,9 +14,12 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from sendense.agent.v1 import agent_service_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1.vcenter_service_pb2 import Vcenter
+from sendense_common import audit_log
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import Catalog, refused_logins, sites, vcenters
 from sendense_hub.catalog.refused_logins import RefusedLogin
@@ -93,15 +96,23 @@ class GuardedSites(Sites):
                 # A password that was changed since then was not the one that was refused.
                 changed = self._lifted_at.get(credential_id, began) > began
                 if error.reason in _REFUSED and not changed:
-                    words = error.message
-                    await self._catalog.run(
-                        lambda connection: refused_logins.refuse(
-                            connection, credential_id, vcenter.name, words
-                        )
-                    )
+                    await self._block(vcenter, error)
                 raise
         finally:
             turn.over()
+
+    async def _block(self, vcenter: Vcenter, refusal: SendenseError) -> None:
+        def transaction(connection: sa.Connection) -> None:
+            refused_logins.refuse(connection, vcenter.credential_id, vcenter.name, refusal.message)
+            audit_log.record_blocking(
+                "credential.block",
+                subject=vcenter.credential_id,
+                actor=audit_log.system_actor(),
+                vcenter=vcenter.name,
+                reason=refusal.reason_name,
+            )
+
+        await self._catalog.run(transaction)
 
     async def now(self, vcenter_name: str) -> Vcenter:
         """A vCenter as it is kept now; VCENTER_NOT_FOUND."""
@@ -115,7 +126,14 @@ class GuardedSites(Sites):
         """
         vcenter = await self._catalog.run(lambda connection: vcenters.get(connection, vcenter_name))
         self._lifted_at[vcenter.credential_id] = asyncio.get_running_loop().time()
-        await self._catalog.run(lambda connection: refused_logins.lift(connection, vcenter.credential_id))
+
+        def transaction(connection: sa.Connection) -> None:
+            if refused_logins.lift(connection, vcenter.credential_id):
+                audit_log.record_blocking(
+                    "credential.unblock", subject=vcenter.credential_id, vcenter=vcenter_name
+                )
+
+        await self._catalog.run(transaction)
 
     async def test_vcenter(self, vcenter: Vcenter) -> pb.TestVcenterResponse:
         """Has the agent log in once, whatever was refused before."""
