@@ -9,9 +9,11 @@ import dataclasses
 import json
 import sqlite3
 import stat
+from pathlib import Path
 
 import asyncssh
 import pytest
+from tests.integration.audit_log.kit import no_room, records
 from tests.integration.enrolment.kit import SITE, WITHIN_S, Centre
 from tests.integration.tunnel.kit import until
 
@@ -19,6 +21,7 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.config import load_config, ssh_key_file
 from sendense_agent.control import enrolling
 from sendense_agent.control.enrolling import Asked, enrol
+from sendense_common import audit_log
 from sendense_common.errors import SendenseError
 from sendense_common.keys import AgentKeys, load_agent_keys
 from sendense_common.tunnel import dial, ensure_key, fingerprint
@@ -214,6 +217,40 @@ async def test_after_many_wrong_codes_nobody_is_told_more_and_a_right_one_still_
     assert reasons[:10] == [Reason.REASON_INVITATION_INVALID] * 10
     assert reasons[10] == Reason.REASON_ENROLMENT_LIMITED
     assert await centre.shows(asked)
+
+
+async def test_an_invitation_that_a_guess_makes_useless_is_recorded_however_many_guesses_came_before(
+    centre: Centre, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    asked = await centre.invited()
+    async with audit_log.opened(tmp_path / "audit-log", "hub") as log:
+        guess = dataclasses.replace(asked, site="elsewhere")
+        for number in range(10):
+            await refused(centre, guess, f"thief{number}")
+        wrong = "2222-2222-2222" if asked.code != "2222-2222-2222" else "3333-3333-3333"
+        guess = dataclasses.replace(asked, code=wrong)
+        with no_room():
+            assert (await refused(centre, guess)).reason == Reason.REASON_AUDIT_LOG_UNAVAILABLE
+        assert (await centre.listed())["state"] == "invited"
+
+        assert (await refused(centre, guess)).reason == Reason.REASON_ENROLMENT_LIMITED
+        assert (await centre.listed())["invitation"]["why"] == "a wrong code was tried"
+        (spent,) = records(log, "agent.reject")
+        assert (spent.subject, spent.actor, spent.outcome) == (SITE, f"unproven:{SITE}", "done")
+        assert spent.facts["why"] == "a wrong code was tried"
+        assert "was made useless: a wrong code was tried" in caplog.text
+
+
+async def test_strangers_are_not_taken_for_an_agent_whatever_its_name(centre: Centre, tmp_path: Path):
+    asked = await centre.invited("unknown")
+    async with audit_log.opened(tmp_path / "audit-log", "hub") as log:
+        await refused(centre, dataclasses.replace(asked, site="elsewhere"))
+        await centre.shows(asked)
+        tried = records(log, "agent.enroll")
+        assert [(each.actor, each.outcome) for each in tried] == [
+            ("unproven:elsewhere", "refused"),
+            ("unproven:unknown", "done"),
+        ]
 
 
 async def test_approving_twice_at_once_is_once(centre: Centre):

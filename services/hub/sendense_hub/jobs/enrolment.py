@@ -22,6 +22,7 @@ from sendense_hub.domain.invitations import (
     APPROVED,
     OPEN,
     PENDING,
+    SPENT,
     Invitation,
     ShownKeys,
     WrongCodes,
@@ -37,7 +38,6 @@ from sendense_hub.jobs.workshop import Workshop
 log = logging.getLogger(__name__)
 
 _MANY = 10_000
-_STRANGER = "agent:unknown"
 _WRONG_CODES, _WITHIN_US = 10, 60 * 1_000_000
 
 
@@ -90,6 +90,8 @@ class Enrolment:
             SendenseError: INVITATION_INVALID, ENROLMENT_LIMITED; INVALID_REQUEST for what is no code.
         """
         hashed, now_us = code_hash(site, code), self._clock()
+        # Who shows a code only says which site it is: never the actor of one that is known.
+        stranger = f"unproven:{site}"
 
         def shown(
             connection: sa.Connection,
@@ -98,14 +100,24 @@ class Enrolment:
             after, refusal = show(before, site, hashed, keys, now_us)
             if after is not None and after != before:
                 invitations.put(connection, after)
-                if refusal is None:
+                facts = {"ssh_fingerprint": keys.fingerprint}
+                if after.state == SPENT:  # however many wrong codes came before it
                     audit_log.record_blocking(
-                        "agent.enroll", subject=site, actor=_STRANGER, ssh_fingerprint=keys.fingerprint
+                        "agent.reject", subject=site, actor=stranger, why=after.why, **facts
                     )
+                else:
+                    audit_log.record_blocking("agent.enroll", subject=site, actor=stranger, **facts)
             return before, after, refusal
 
         before, after, refusal = await self._workshop.catalog.run(shown)
         if refusal is not None:
+            if after is not None and after.state == SPENT:
+                log.warning(
+                    "the invitation of site %s was made useless: %s (key %s)",
+                    site,
+                    after.why,
+                    keys.fingerprint,
+                )
             if self._wrong_codes.too_many(now_us):
                 raise SendenseError(
                     Reason.REASON_ENROLMENT_LIMITED,
@@ -117,7 +129,7 @@ class Enrolment:
                 "agent.enroll",
                 subject=site,
                 outcome="refused",
-                actor=_STRANGER,
+                actor=stranger,
                 ssh_fingerprint=keys.fingerprint,
                 reason=refusal.reason_name,
             )
