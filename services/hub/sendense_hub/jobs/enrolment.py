@@ -100,13 +100,15 @@ class Enrolment:
             after, refusal = show(before, site, hashed, keys, now_us)
             if after is not None and after != before:
                 invitations.put(connection, after)
-                facts = {"ssh_fingerprint": keys.fingerprint}
+                shown_key = keys.fingerprint
                 if after.state == SPENT:  # however many wrong codes came before it
                     audit_log.record_blocking(
-                        "agent.reject", subject=site, actor=stranger, why=after.why, **facts
+                        "agent.reject", subject=site, actor=stranger, why=after.why, ssh_fingerprint=shown_key
                     )
                 else:
-                    audit_log.record_blocking("agent.enroll", subject=site, actor=stranger, **facts)
+                    audit_log.record_blocking(
+                        "agent.enroll", subject=site, actor=stranger, ssh_fingerprint=shown_key
+                    )
             return before, after, refusal
 
         before, after, refusal = await self._workshop.catalog.run(shown)
