@@ -29,7 +29,9 @@ def add_options(enroll: argparse.ArgumentParser) -> None:
     )
     enroll.add_argument("--site", required=True, metavar="NAME", help="name of the site")
     enroll.add_argument(
-        "--code", metavar="XXXX-XXXX-XXXX", help="of the invitation; asked for when it is not given"
+        "--code",
+        metavar="XXXX-XXXX-XXXX",
+        help="of the invitation; asked for when it is not given: then it is in no command line",
     )
     enroll.add_argument(
         "--no-wait",
@@ -61,6 +63,8 @@ def run(options: argparse.Namespace, paths: AgentPaths) -> int:
     except SendenseError as error:
         usage = error.reason == Reason.REASON_INVALID_REQUEST
         return _failed(f"{error.message}. {error.remedy}".strip(), 2 if usage else 1)
+    except EOFError:
+        return _failed("no code was given: neither with --code nor when it was asked for", 2)
     except KeyboardInterrupt:
         return _failed("interrupted; the same command goes on where it was", _INTERRUPTED)
     if approved:

@@ -7,8 +7,11 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
+import select
 import sqlite3
 import stat
+import sys
 from pathlib import Path
 
 import asyncssh
@@ -21,6 +24,8 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.config import load_config, ssh_key_file
 from sendense_agent.control import enrolling
 from sendense_agent.control.enrolling import Asked, enrol
+from sendense_cli.commands.agent import invite_agent
+from sendense_cli.session import Session
 from sendense_common import audit_log
 from sendense_common.errors import SendenseError
 from sendense_common.keys import AgentKeys, load_agent_keys
@@ -173,6 +178,56 @@ async def test_keys_that_the_hub_has_substituted_are_seen_and_never_reach_the_cr
         await asyncio.wait_for(centre.waiting[0], WITHIN_S)
     assert told.value.reason == Reason.REASON_INVITATION_INVALID
     assert "fingerprint" in told.value.message
+
+
+async def test_a_code_that_is_left_out_of_the_line_is_asked_for_and_not_shown(
+    centre: Centre, capsys: pytest.CaptureFixture[str]
+):
+    await invite_agent(
+        Session(centre.directory, as_json=False), SITE, f"127.0.0.1:{centre.port}", rotate=False
+    )
+    told = capsys.readouterr().out
+    assert "leave --code out, and it is asked for" in told
+    (line,) = [each for each in told.splitlines() if each.startswith("sendense-agent ")]
+    _, *words = line.split()
+    place = words.index("--code")
+    code = words[place + 1]
+    del words[place : place + 2]
+    words[words.index("--state") + 1] = str(centre.agent().state)
+    command = [sys.executable, "-m", "sendense_agent.main", *words, "--no-wait"]
+
+    ours, theirs = os.openpty()
+    asking = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=theirs,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # no terminal but this one
+    )
+    assert asking.stdout is not None
+    assert asking.stderr is not None
+    async with asyncio.timeout(WITHIN_S):
+        await asking.stderr.readuntil(b"Code of the invitation: ")
+        os.write(ours, code.encode() + b"\n")
+        said = await asking.stdout.read()
+        assert await asking.wait() == 0
+    echoed = os.read(ours, 1000) if select.select([ours], [], [], 0)[0] else b""
+    os.close(ours)
+    os.close(theirs)
+    assert code.encode() not in said + echoed
+    assert (await centre.listed())["state"] == "pending"
+
+    nobody = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    async with asyncio.timeout(WITHIN_S):
+        _, errors = await nobody.communicate()
+    assert nobody.returncode == 2
+    assert b"no code was given" in errors
+    assert b"Traceback" not in errors
 
 
 async def test_somebody_else_who_tries_a_code_makes_the_invitation_useless(centre: Centre):

@@ -225,6 +225,7 @@ async def invite_agent(session: Session, site: str, hub: str, *, rotate: bool) -
     session.answer(
         facts,
         f"Paste this at the site, before {words.clock(until)}; it works once:\n\n{line}\n\n"
+        "Others at that host may see the code in its command line: leave --code out, and it is asked for.\n"
         f"Then compare fingerprints here: sendense agent approve {site}"
         + (nearby if where.startswith(("127.", "localhost", "[::1]")) else ""),
     )
