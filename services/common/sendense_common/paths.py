@@ -43,6 +43,23 @@ def private_dir(path: Path) -> Path:
     return path
 
 
+def open_to_group(path: Path, group: int, mode: int) -> None:
+    """Lets a group, by its number, use what is this user's and private so far.
+
+    Raises:
+        SendenseError: INVALID_REQUEST when it is not this user's, or this user is not in the group.
+    """
+    try:
+        os.chown(path, -1, group)
+        path.chmod(mode)
+    except OSError as error:
+        raise SendenseError(
+            Reason.REASON_INVALID_REQUEST,
+            f"{path} cannot be opened to group {group}: {error.strerror}",
+            remedy="Run the service as a member of that group, with a directory of its own for sockets.",
+        ) from error
+
+
 def runtime_dir(state: Path) -> Path:
     """The directory for the sockets of the installation at `state`; made if it is missing.
 
@@ -161,8 +178,8 @@ class CredentialsPaths:
 
     @property
     def operator_socket(self) -> Path:
-        """CredentialService."""
-        return self.run / "operator.sock"
+        """CredentialService. In a directory of its own: who may use the other sockets cannot enter it."""
+        return self.run / "operators" / "operator.sock"
 
     @property
     def hub_socket(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import grp
 import os
 import sys
 from collections.abc import Sequence
@@ -29,9 +30,9 @@ SENDENSE_TELEMETRY_SOCKET, SENDENSE_KEY_PROVIDER, SENDENSE_TRANSIT_ADDRESS, and 
 tokens are in files. SENDENSE_LOG sets the log level.
 
 sockets in RUN, each for one audience:
-  operator.sock  CredentialService, for the sendense command
-  hub.sock       LeaseService, for the hub
-  agents.sock    RedemptionService, for agents, through the tunnel
+  operators/operator.sock  CredentialService, for the sendense command
+  hub.sock                 LeaseService, for the hub
+  agents.sock              RedemptionService, for agents, through the tunnel
 
 example:
   sendense-credentials init-key --state /var/lib/sendense/credentials
@@ -71,6 +72,13 @@ def parser() -> argparse.ArgumentParser:
         help="sockets (default: STATE/run, or a short private directory if that path is too long)",
     )
     made.add_argument(
+        "--socket-group",
+        metavar="NAME",
+        default=os.environ.get("SENDENSE_SOCKET_GROUP") or None,
+        help="its members may use hub.sock and agents.sock, and never operator.sock: for a hub that runs as "
+        "another user; with --run (default: only this user may)",
+    )
+    made.add_argument(
         "--telemetry-socket",
         type=Path,
         metavar="F",
@@ -94,6 +102,16 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _group(text: str | None) -> int | None:
+    """Its number; ValueError."""
+    if not text:
+        return None
+    try:
+        return int(text) if text.isdecimal() else grp.getgrnam(text).gr_gid
+    except KeyError as error:
+        raise ValueError(f"there is no group {text!r}") from error
+
+
 def _path_from_environment(name: str) -> Path | None:
     value = os.environ.get(name)
     return Path(value) if value else None
@@ -112,9 +130,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.source is None:
             command_line.error("restore: name the backup with --from")
         return _restore(paths, keys, options.source, after_loss=options.after_loss)
+    try:
+        group = _group(options.socket_group)
+    except ValueError as error:
+        command_line.error(f"--socket-group: {error}")
+    if group is not None and options.run is None:
+        command_line.error("--socket-group: give --run too, a directory that the group can get to")
     return run_service(
         "sendense-credentials",
-        lambda stopping: serve(paths, keys, stopping),
+        lambda stopping: serve(paths, keys, stopping, group),
         spans_socket=options.telemetry_socket,
     )
 

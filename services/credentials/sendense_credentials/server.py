@@ -13,7 +13,7 @@ from sendense.credentials.v1.key_service_pb2_grpc import add_KeyServiceServicer_
 from sendense.credentials.v1.lease_service_pb2_grpc import add_LeaseServiceServicer_to_server
 from sendense.credentials.v1.redemption_service_pb2_grpc import add_RedemptionServiceServicer_to_server
 from sendense_common import audit_log, rpc
-from sendense_common.paths import CredentialsPaths, private_dir
+from sendense_common.paths import CredentialsPaths, open_to_group, private_dir
 from sendense_common.process import forbid_core_dumps
 from sendense_common.rpc.audit_log_service import AuditLogServicer, served
 from sendense_common.service import only_one
@@ -35,14 +35,26 @@ from sendense_credentials.vault import (
 log = logging.getLogger(__name__)
 
 
-async def serve(paths: CredentialsPaths, key_options: KeyOptions, stopping: asyncio.Event) -> None:
+async def serve(
+    paths: CredentialsPaths, key_options: KeyOptions, stopping: asyncio.Event, socket_group: int | None = None
+) -> None:
     """Serves until `stopping` is set. The operators' socket comes last: when it answers, all do.
 
+    Args:
+        paths: state and sockets.
+        key_options: where the keys are.
+        stopping: ends it.
+        socket_group: whose members may use the hub's and the agents' sockets; None: only this user.
+
     Raises:
-        SendenseError: there is no key, another process uses the state directory, or the database is unusable.
+        SendenseError: there is no key, another process uses the state directory, the database is unusable, or
+            this user is not in the group.
     """
     forbid_core_dumps()
     private_dir(paths.run)
+    private_dir(paths.operator_socket.parent)
+    if socket_group is not None:
+        open_to_group(paths.run, socket_group, 0o710)
     async with contextlib.AsyncExitStack() as held:
         keys = await held.enter_async_context(key_options.opened(system_clock))
         held.enter_context(only_one(paths.state / "credentials.lock", "credentials service"))
@@ -96,9 +108,19 @@ async def serve(paths: CredentialsPaths, key_options: KeyOptions, stopping: asyn
                 ],
             ),
         ):
-            await held.enter_async_context(rpc.serve(path, [*services, *also.get(path, [])]))
+            all_of_it = [*services, *also.get(path, [])]
+            if path == paths.operator_socket:
+                serving = rpc.serve(path, all_of_it)
+            else:
+                serving = rpc.serve(path, all_of_it, identify=_the_hub, group=socket_group)
+            await held.enter_async_context(serving)
         log.info("credentials service is ready in %s; keys are in %s", paths.run, keys.active.place)
         await stopping.wait()
+
+
+async def _the_hub(_: object) -> rpc.Caller:
+    """Who opens its socket, or the agents', which its tunnel leads to. Neither serves what operators may."""
+    return rpc.Caller("hub")
 
 
 @contextlib.asynccontextmanager

@@ -94,13 +94,14 @@ def test_secrets_agents_and_leases_outlive_a_restart_and_nothing_is_left_open(sh
         for file in filter(Path.is_file, first.paths.state.rglob("*")):
             assert file.name == "credentials.lock" or stat.S_IMODE(file.stat().st_mode) == 0o600, file
         assert stat.S_IMODE(first.paths.state.stat().st_mode) == 0o700
-        for socket in first.paths.run.iterdir():
+        assert stat.S_IMODE(first.paths.operator_socket.parent.stat().st_mode) == 0o700
+        for socket in first.paths.run.rglob("*.sock"):
             assert stat.S_IMODE(socket.stat().st_mode) == 0o600, socket
         second = sendense_credentials("--state", str(first.paths.state), "--run", str(first.paths.run))
         assert second.returncode == 1
         assert "another credentials service uses the state directory" in second.stderr
     assert first.process.returncode == 0
-    assert list(first.paths.run.iterdir()) == []
+    assert [each for each in first.paths.run.rglob("*") if not each.is_dir()] == []
     with running(short_tmp) as again:
         again.agent, again.issued = first.agent, first.issued
         asyncio.run(after(again, *leases))

@@ -63,7 +63,7 @@ async def test_a_site_is_enrolled_as_the_page_says(short_tmp: Path):
     assert made.returncode == 0, made.stderr
     async with images.running("credentials"), images.running("hub"):
         assert "sendense.hub.v1.SiteService" in _grpcurl(images.state / "run/hub/api.sock")
-        assert "CredentialService" in _grpcurl(images.state / "run/cred/operator.sock")
+        assert "CredentialService" in _grpcurl(images.state / "run/cred/operators/operator.sock")
         endpoint_file = images.state / "run/hub/ssh-endpoint"
         endpoint = endpoint_file.read_text().strip()
         cli = [str(images.python), "-m", "sendense_cli.main", "agent"]

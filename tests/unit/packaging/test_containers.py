@@ -131,6 +131,16 @@ def test_the_services_find_each_other(short_tmp: Path, monkeypatch: pytest.Monke
     assert f"SENDENSE_STATE={STATE} " in Containerfile("credentials").path.read_text()
 
 
+def test_the_hub_has_no_way_to_the_operators_socket(monkeypatch: pytest.MonkeyPatch):
+    found = options("credentials", monkeypatch)
+    socket = CredentialsPaths(found.state, found.run).operator_socket
+    deepest = max((each for each in mounts("credentials") if below(str(socket), {each})), key=len)
+    name, read_only = mounts("credentials")[deepest]
+    assert not read_only
+    assert name not in {each for each, _ in mounts("hub").values()}
+    assert deepest in Containerfile("credentials").one("VOLUME").strings
+
+
 def test_hub_and_credentials_share_sockets_and_nothing_else():
     names = {service: {name for name, _ in mounts(service).values()} for service in SERVICES}
     assert names["hub"] & names["credentials"] == {"hub-sockets", "credentials-sockets"}

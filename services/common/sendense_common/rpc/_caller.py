@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who makes a call, and whether the role is enough for it.
 
-A server is given an `Identify`; a unix socket's says that whoever opened it is the installation's own user.
+A server is given an `Identify`; a unix socket's says that whoever opened it is the installation's own user,
+unless a group may open it too.
 In the handler of a call, and in the tasks it starts, `sendense_common.caller` says who that is.
 """
 
@@ -35,7 +36,7 @@ Identify = Callable[["Context"], Awaitable[Caller]]
 
 
 async def whoever_opened_the_socket(_: Context) -> Caller:
-    """For unix sockets, which only this process's user can open (and root, whom nothing keeps out)."""
+    """For sockets of mode 0600: only this process's user can open them (and root, whom nothing keeps out)."""
     return Caller(f"local:{os.getuid()}", Role.ROLE_SERVICE)
 
 

@@ -14,6 +14,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from sendense_common.errors import SendenseError
+from sendense_common.paths import open_to_group
 from sendense_common.rpc._caller import CallerInterceptor, Identify, whoever_opened_the_socket
 from sendense_common.rpc._errors import ErrorInterceptor
 from sendense_common.rpc._options import SERVER_OPTIONS, STRANGERS_OPTIONS
@@ -84,8 +86,9 @@ async def serve(
     stop_grace_s: float = STOP_GRACE_S,
     identify: Identify = whoever_opened_the_socket,
     for_strangers: bool = False,
+    group: int | None = None,
 ) -> AsyncIterator[grpc.aio.Server]:
-    """Serves on a unix socket that only this user can open, until the block is left.
+    """Serves on a unix socket that only this user (and `group`) can open, until the block is left.
 
     The socket appears under its name when the server answers, and replaces a stale one. Leaving the
     block gives calls `stop_grace_s` seconds, then cancels them, and removes the socket if it is ours.
@@ -96,6 +99,10 @@ async def serve(
         stop_grace_s: seconds for running calls at the end.
         identify: says who calls.
         for_strangers: whether callers are nobody yet: no health, no reflection, small messages, few at once.
+        group: number of a group whose members may call too; give an `identify` that says who they are.
+
+    Raises:
+        SendenseError: INVALID_REQUEST when this user is not in the group.
     """
     server, servicer = await made(
         services,
@@ -114,6 +121,12 @@ async def serve(
         await server.start()
     finally:
         os.umask(mask)
+    if group is not None:
+        try:
+            open_to_group(hidden, group, 0o660)
+        except SendenseError:
+            await server.stop(0)
+            raise
     inode = hidden.stat().st_ino
     hidden.rename(path)
     try:
