@@ -221,7 +221,7 @@ class SendenseError(Exception):
             mine.metadata = metadata
             return mine
         where = f"{doing}: {text}" if doing else text
-        return cls(_FOREIGN.get(code, Reason.REASON_INTERNAL), where, grpc_code=code.name)
+        return cls(_foreign(code, text), where, grpc_code=code.name)
 
 
 _FOREIGN = {
@@ -230,7 +230,16 @@ _FOREIGN = {
     grpc.StatusCode.CANCELLED: Reason.REASON_SERVICE_UNAVAILABLE,
     grpc.StatusCode.INVALID_ARGUMENT: Reason.REASON_INVALID_REQUEST,
     grpc.StatusCode.UNIMPLEMENTED: Reason.REASON_INVALID_REQUEST,
+    # There are too many calls at this moment.
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.REASON_SERVICE_UNAVAILABLE,
 }
+
+
+def _foreign(code: grpc.StatusCode, text: str) -> Reason.ValueType:
+    """Of a failure that gRPC itself tells of."""
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in text:
+        return Reason.REASON_INTERNAL  # it will not be smaller at the next try
+    return _FOREIGN.get(code, Reason.REASON_INTERNAL)
 
 
 def reason_name(reason: Reason.ValueType) -> str:

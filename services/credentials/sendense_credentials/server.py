@@ -112,7 +112,8 @@ async def serve(
             if path == paths.operator_socket:
                 serving = rpc.serve(path, all_of_it)
             else:
-                serving = rpc.serve(path, all_of_it, identify=_the_hub, group=socket_group)
+                bounds = rpc.AGENTS if path == paths.agents_socket else None
+                serving = rpc.serve(path, all_of_it, identify=_the_hub, bounds=bounds, group=socket_group)
             await held.enter_async_context(serving)
         log.info("credentials service is ready in %s; keys are in %s", paths.run, keys.active.place)
         await stopping.wait()

@@ -191,8 +191,9 @@ async def _serve(stack: contextlib.AsyncExitStack, made: Centre, enrolment: Enro
         ]),
     ]  # fmt: skip
     for socket, strangers, services in served:
+        bounds = rpc.STRANGERS if strangers else None
         named = [rpc.Service(type(servicer).__name__, add, servicer) for add, servicer in services]
-        await stack.enter_async_context(rpc.serve(socket, named, stop_grace_s=0, for_strangers=strangers))
+        await stack.enter_async_context(rpc.serve(socket, named, stop_grace_s=0, bounds=bounds))
 
 
 async def _listen(stack: contextlib.AsyncExitStack, made: Centre, limits: Limits) -> None:

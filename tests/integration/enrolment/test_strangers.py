@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import asyncssh
@@ -14,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.integration.enrolment.kit import SITE, WITHIN_S, Centre
 from tests.integration.enrolment.kit import centre as centre_in
+from tests.integration.raw_http2 import raw_client
 from tests.integration.tunnel.kit import until
 from tests.integration.tunnel.test_refusals import (
     refuse_chosen_listen_path,
@@ -31,6 +33,7 @@ from sendense.hub.v1 import enrolment_service_pb2 as pb
 from sendense.hub.v1 import invitation_service_pb2, site_service_pb2
 from sendense.hub.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
 from sendense.hub.v1.site_service_pb2_grpc import SiteServiceStub
+from sendense_agent.control.enrolling import enrol
 from sendense_common import rpc
 from sendense_common.errors import SendenseError
 from sendense_common.tunnel import (
@@ -44,6 +47,8 @@ from sendense_common.tunnel import (
 from sendense_hub.gateway.limits import Limits
 
 pytestmark = pytest.mark.integration
+
+ENROL = "/sendense.hub.v1.EnrolmentService/Enrol"
 
 
 def stranger(centre: Centre, name: str = "stranger", **settings: object) -> TunnelConfig:
@@ -172,3 +177,43 @@ async def test_an_agent_that_waits_longer_than_a_connection_lasts_comes_again(sh
         assert not centre.waiting[0].done()
         await centre.approve(shown)
         assert await asyncio.wait_for(centre.waiting[0], WITHIN_S)
+
+
+async def test_one_stranger_does_not_keep_others_from_enrolling(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It begins as many calls as it can, and sends no request."""
+    monkeypatch.setattr(rpc, "STRANGERS", replace(rpc.STRANGERS, request_within_s=600.0, call_within_s=600.0))
+    async with centre_in(short_tmp, Limits()) as centre:
+        local = centre.directory / "e.sock"
+        async with dial(stranger(centre)) as tunnel, tunnel.forward(ENROLMENT_TARGET, local):
+            async with raw_client(local) as raw:
+                raw.begin()
+                for _ in range(100):
+                    raw.call(ENROL)
+                await raw.sent()
+                await asyncio.wait_for(raw.refused(99), WITHIN_S)
+                said: list[str] = []
+                waiting = asyncio.create_task(enrol(centre.agent(), await centre.invited(), said.append))
+                centre.waiting.append(waiting)
+                await until(lambda: said or waiting.done(), "a word")
+                assert "is the right one" in said[0]
+
+
+async def test_an_agent_that_finds_no_place_goes_on_trying(short_tmp: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rpc, "STRANGERS", replace(rpc.STRANGERS, calls=1, request_within_s=4.0))
+    async with centre_in(short_tmp, Limits()) as centre:
+        local = centre.directory / "e.sock"
+        async with dial(stranger(centre)) as tunnel, tunnel.forward(ENROLMENT_TARGET, local):
+            async with raw_client(local) as raw:
+                raw.begin()
+                raw.call(ENROL)
+                raw.call(ENROL)
+                await raw.sent()
+                await asyncio.wait_for(raw.refused(1), WITHIN_S)  # so the first has the only place
+                said: list[str] = []
+                waiting = asyncio.create_task(enrol(centre.agent(), await centre.invited(), said.append))
+                centre.waiting.append(waiting)
+                await until(lambda: len(said) == 2 or waiting.done(), "two words")
+                assert "not yet" in said[0]
+                assert "is the right one" in said[1]

@@ -234,6 +234,13 @@ async def test_calls_without_a_request_do_not_stay_and_do_not_keep_others_out(hu
     assert {each.code() for each in refused} == {grpc.StatusCode.UNAUTHENTICATED}  # type: ignore[union-attr]
 
 
+async def test_a_request_of_more_than_a_mebibyte_is_refused(hub: Room):
+    async with hub.jobs(await hub.token("large")) as jobs:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await jobs.ListJobs(pb.ListJobsRequest(page_token="x" * (1 << 20)), timeout=WITHIN_S)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def test_a_request_that_does_not_come_is_not_waited_for():
     """Nor is one of a caller who was let in, or of a call that is open to all."""
     patient = PatienceInterceptor(0.05)

@@ -2,6 +2,7 @@
 """gRPC over unix sockets, and TCP for operators: one way to serve, one way to call, for all services."""
 
 from sendense_common.caller import Caller, acting_as, actor, caller
+from sendense_common.rpc._bounds import AGENTS, STRANGERS, Bounds
 from sendense_common.rpc._caller import Identify
 from sendense_common.rpc._client import Remote, connect, connect_remote, wait_healthy
 from sendense_common.rpc._listener import Listener, serve_operators
@@ -9,6 +10,9 @@ from sendense_common.rpc._server import Service, serve
 from sendense_common.rpc._tls import TlsFiles, only_tls_1_3, valid_until
 
 __all__ = [
+    "AGENTS",
+    "STRANGERS",
+    "Bounds",
     "Caller",
     "Identify",
     "Listener",

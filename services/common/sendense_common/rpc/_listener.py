@@ -20,25 +20,25 @@ from grpc_health.v1 import health_pb2
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
 from sendense_common.rpc._caller import Identify
-from sendense_common.rpc._options import SERVER_OPTIONS
+from sendense_common.rpc._options import server_options
 from sendense_common.rpc._server import STOP_GRACE_S, Service, made
 from sendense_common.rpc._tls import TlsFiles, check_files, refuses_older_versions, server_credentials
 
 MOST_CONNECTIONS = 256
 MOST_CALLS = 256
 HANDSHAKE_WITHIN_S = 10
-_OPTIONS: list[tuple[str, int]] = [
-    *SERVER_OPTIONS,
-    # The last of two values counts.
-    ("grpc.max_receive_message_length", 1 << 20),
-    ("grpc.max_concurrent_streams", 64),
-    ("grpc.max_allowed_incoming_connections", MOST_CONNECTIONS),
-    ("grpc.server_handshake_timeout_ms", HANDSHAKE_WITHIN_S * 1000),
-    ("grpc.max_connection_idle_ms", 5 * 60 * 1000),
-    ("grpc.max_metadata_size", 16 * 1024),
-    # A second server on the same port would take half of the connections, unnoticed.
-    ("grpc.so_reuseport", 0),
-]
+_OPTIONS = server_options(
+    {
+        "grpc.max_receive_message_length": 1 << 20,
+        "grpc.max_concurrent_streams": 64,
+        "grpc.max_allowed_incoming_connections": MOST_CONNECTIONS,
+        "grpc.server_handshake_timeout_ms": HANDSHAKE_WITHIN_S * 1000,
+        "grpc.max_connection_idle_ms": 5 * 60 * 1000,
+        "grpc.max_metadata_size": 16 * 1024,
+        # A second server on the same port would take half of the connections, unnoticed.
+        "grpc.so_reuseport": 0,
+    }
+)
 
 
 @dataclass(frozen=True)

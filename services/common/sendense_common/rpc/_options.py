@@ -25,12 +25,11 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_metadata_size", 64 * 1024),
 ]
 
-# Of callers that nobody knows yet.
-STRANGERS_OPTIONS: list[tuple[str, int]] = [
-    *((name, value) for name, value in SERVER_OPTIONS if "message_length" not in name),
-    ("grpc.max_receive_message_length", 4 * 1024),
-    ("grpc.max_send_message_length", 4 * 1024),
-]
+
+def server_options(own: dict[str, int]) -> list[tuple[str, int]]:
+    """Those of a server, with values of its own: of two values gRPC would take the first."""
+    return list({**dict(SERVER_OPTIONS), **own}.items())
+
 
 CLIENT_OPTIONS: list[tuple[str, int]] = [
     *_COMMON,

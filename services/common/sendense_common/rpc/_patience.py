@@ -3,7 +3,8 @@
 
 gRPC waits for the one request of a call before it asks the handler anything, for ever: a few callers who send
 none would use up all calls that there may be, before anybody has asked who they are. Here handlers take the
-request as a stream: who calls is known first, and the request has to come soon.
+request as a stream: who calls is known first, and the request has to come soon. Nor does a stream of answers
+last for ever where nobody needs one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import grpc
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
+from sendense_common.rpc._handlers import answers, rewrapped
 
 if TYPE_CHECKING:
     _Handler = grpc.RpcMethodHandler[Any, Any]
@@ -44,7 +46,7 @@ class PatienceInterceptor(grpc.aio.ServerInterceptor):
 
         async def many(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
             request = await self._first(requests)
-            async with contextlib.aclosing(behaviour(request, context)) as responses:
+            async with contextlib.aclosing(answers(behaviour(request, context))) as responses:
                 async for response in responses:
                     yield response
 
@@ -62,4 +64,51 @@ class PatienceInterceptor(grpc.aio.ServerInterceptor):
                 Reason.REASON_INVALID_REQUEST,
                 f"no request came within {self._request_within_s:g} s",
                 remedy="Send the request with the call.",
+            ) from None
+
+
+class EndInterceptor(grpc.aio.ServerInterceptor):
+    """Within the one that maps errors, around all others: a call that makes its answers for too long is ended."""
+
+    def __init__(self, within_s: float) -> None:
+        self._within_s = within_s
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        """Wraps the handler of one method."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+
+        def unary(behaviour: Any) -> Any:
+            async def call(request: Any, context: Any) -> Any:
+                async with self._limited():
+                    return await behaviour(request, context)
+
+            return call
+
+        def stream(behaviour: Any) -> Any:
+            async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+                async with (
+                    self._limited(),
+                    contextlib.aclosing(answers(behaviour(request, context))) as responses,
+                ):
+                    async for response in responses:
+                        yield response
+
+            return call
+
+        return rewrapped(handler, unary=unary, stream=stream)
+
+    @contextlib.asynccontextmanager
+    async def _limited(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._within_s):
+                yield
+        except TimeoutError:
+            raise SendenseError(
+                Reason.REASON_DEADLINE_EXCEEDED, f"the call was not over within {self._within_s:g} s"
             ) from None

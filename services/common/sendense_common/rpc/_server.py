@@ -16,15 +16,15 @@ from grpc_reflection.v1alpha import reflection
 
 from sendense_common.errors import SendenseError
 from sendense_common.paths import open_to_group
+from sendense_common.rpc._bounds import Bounds
 from sendense_common.rpc._caller import CallerInterceptor, Identify, whoever_opened_the_socket
 from sendense_common.rpc._errors import ErrorInterceptor
-from sendense_common.rpc._options import SERVER_OPTIONS, STRANGERS_OPTIONS
-from sendense_common.rpc._patience import PatienceInterceptor
+from sendense_common.rpc._options import SERVER_OPTIONS
+from sendense_common.rpc._patience import EndInterceptor, PatienceInterceptor
 from sendense_common.telemetry import server_interceptors
 
 STOP_GRACE_S = 2.0
 _REQUEST_WITHIN_S = 10.0
-_STRANGERS = 16
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,29 @@ async def made(
     *,
     most_calls: int | None = None,
     strangers: bool = False,
-    bare: bool = False,
+    bounds: Bounds | None = None,
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """A server that is not started, and what says of it that it serves.
 
     `strangers` may call it: requests must come soon, and a caller who is no longer let in loses open streams.
-    `bare`: it serves neither health nor reflection.
+    `bounds` does so too, and has its own options and number of calls.
     """
+    bare = False
+    ends: list[grpc.aio.ServerInterceptor] = []
+    patient: list[grpc.aio.ServerInterceptor] = []
+    if bounds:
+        options, most_calls, bare = bounds.options, bounds.calls, bounds.bare
+        ends = [EndInterceptor(bounds.call_within_s)]
+        patient = [PatienceInterceptor(bounds.request_within_s)]
+    elif strangers:
+        patient = [PatienceInterceptor(_REQUEST_WITHIN_S)]
     interceptors = [
         *server_interceptors(),
         ErrorInterceptor(),
+        *ends,
         CallerInterceptor(identify, recheck_streams=strangers),
+        *patient,
     ]
-    if strangers:
-        interceptors.append(PatienceInterceptor(_REQUEST_WITHIN_S))
     server = grpc.aio.server(
         interceptors=interceptors,
         options=options,
@@ -85,7 +94,7 @@ async def serve(
     *,
     stop_grace_s: float = STOP_GRACE_S,
     identify: Identify = whoever_opened_the_socket,
-    for_strangers: bool = False,
+    bounds: Bounds | None = None,
     group: int | None = None,
 ) -> AsyncIterator[grpc.aio.Server]:
     """Serves on a unix socket that only this user (and `group`) can open, until the block is left.
@@ -98,20 +107,13 @@ async def serve(
         services: what to serve besides health and reflection.
         stop_grace_s: seconds for running calls at the end.
         identify: says who calls.
-        for_strangers: whether callers are nobody yet: no health, no reflection, small messages, few at once.
+        bounds: for callers who are not trusted: `STRANGERS` or `AGENTS`.
         group: number of a group whose members may call too; give an `identify` that says who they are.
 
     Raises:
         SendenseError: INVALID_REQUEST when this user is not in the group.
     """
-    server, servicer = await made(
-        services,
-        identify,
-        STRANGERS_OPTIONS if for_strangers else SERVER_OPTIONS,
-        most_calls=_STRANGERS if for_strangers else None,
-        strangers=for_strangers,
-        bare=for_strangers,
-    )
+    server, servicer = await made(services, identify, SERVER_OPTIONS, bounds=bounds)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     hidden.unlink(missing_ok=True)

@@ -144,7 +144,9 @@ async def serve(
                 paths.authorization_socket, [_authorization(workshop, paths, credentials)], stop_grace_s=0.2
             )
         )
-        await stack.enter_async_context(rpc.serve(paths.telemetry_socket, [_span_intake(catalog)]))
+        await stack.enter_async_context(
+            rpc.serve(paths.telemetry_socket, [_span_intake(catalog)], bounds=rpc.AGENTS)
+        )
         stack.push_async_callback(asyncio.to_thread, telemetry.flush)
         running = await stack.enter_async_context(
             engine.start(
@@ -174,7 +176,7 @@ async def serve(
         door = Door(listener, admission)
         enrolment = Enrolment(workshop)
         await stack.enter_async_context(
-            rpc.serve(paths.enrolment_socket, [_enrolment(enrolment)], stop_grace_s=0.2, for_strangers=True)
+            rpc.serve(paths.enrolment_socket, [_enrolment(enrolment)], stop_grace_s=0.2, bounds=rpc.STRANGERS)
         )
         intake = Intake(workshop, running)
         services = _services(workshop, intake, reconciler, enrolment, watch, paths, credentials, door)
