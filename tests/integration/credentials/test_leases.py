@@ -7,6 +7,7 @@ import asyncio
 import time
 import uuid
 
+import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from tests.integration.credentials.kit import BACKUP, PASSWORD, Service, failure_of, reason_of
@@ -64,6 +65,12 @@ async def test_a_lease_opens_its_credential_once(service: Service, lease: str):
     assert again.reason == Reason.REASON_LEASE_USED
     assert again.message == f"lease {lease} was used already"
     assert not again.retryable
+
+
+async def test_a_request_of_more_than_a_mebibyte_is_refused(service: Service, lease: str):
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await send(service, signed(service, lease, agent_id="x" * (1 << 20)))
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_the_very_same_request_is_not_answered_twice(service: Service, lease: str):

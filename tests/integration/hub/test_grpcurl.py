@@ -8,13 +8,17 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 from tests.integration.hub.grpcurl_kit import HUB, Shared, shared_api
 from tests.integration.hub.kit import SSH_KEY
 from tests.integration.hub.scripted_agent import MIB, backup, plan_of
 
 from sendense.hub.v1 import job_pb2 as pb
+from sendense_common import rpc
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -37,6 +41,17 @@ async def test_ff07_grpcurl_lists_describes_and_calls(hub: Shared):
     assert "rpc VerifyPoint" in described
     health = await hub.grpcurl("-d", "{}", socket, "grpc.health.v1.Health/Check")
     assert "SERVING" in health[1]
+
+
+async def test_agents_send_spans_in_messages_of_a_mebibyte_at_the_most(hub: Shared):
+    async with rpc.connect(hub.world.paths.telemetry_socket) as channel:
+        export = TraceServiceStub(channel).Export
+        request = trace_pb.ExportTraceServiceRequest()
+        await export(request, timeout=30)
+        request.resource_spans.add(schema_url="x" * (1 << 20))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await export(request, timeout=30)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_points_and_jobs_are_listed_in_pages(hub: Shared):

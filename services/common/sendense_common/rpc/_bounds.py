@@ -41,14 +41,10 @@ class Bounds:
         )
 
 
-STRANGERS = Bounds(
-    # A gateway lets in 8 strangers, who open 2 channels each at the most: a call on each, for 4 gateways.
-    message_bytes=4 * 1024, calls=64, calls_per_connection=1, request_within_s=3.0, call_within_s=30.0, bare=True
-)  # fmt: skip
-"""Callers whom nobody knows yet."""
+# A gateway lets in 8 strangers, who open 2 channels each at the most: a call on each, for 4 gateways.
+STRANGERS = Bounds(4 * 1024, 64, 1, request_within_s=3.0, call_within_s=30.0, bare=True)
+"""For callers whom nobody knows yet."""
 
-AGENTS = Bounds(
-    # Of its processes, each has a connection of its own.
-    message_bytes=1 << 20, calls=256, calls_per_connection=4, request_within_s=5.0, call_within_s=30.0
-)  # fmt: skip
-"""Agents that are enrolled: any of them may have been taken over. Spans are the largest that they send."""
+# Each of an agent's processes has a connection of its own.
+AGENTS = Bounds(1 << 20, 256, 4, request_within_s=5.0, call_within_s=30.0)
+"""For agents that are enrolled: any may have been taken over. Spans are the largest that they send."""

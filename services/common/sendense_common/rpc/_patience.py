@@ -68,7 +68,7 @@ class PatienceInterceptor(grpc.aio.ServerInterceptor):
 
 
 class EndInterceptor(grpc.aio.ServerInterceptor):
-    """Within the one that maps errors, around all others: a call that makes its answers for too long is ended."""
+    """Within the one that maps errors, around all others: ends a call that takes too long for its answers."""
 
     def __init__(self, within_s: float) -> None:
         self._within_s = within_s

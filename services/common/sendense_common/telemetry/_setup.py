@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 _EXPORT_EVERY_MS = 500
 _EXPORT_TIMEOUT_S = 5.0
+# The hub takes 1,000 spans and 1 MiB with one call.
+_MOST_SPANS = 512
+_MOST_BYTES = 512 * 1024
 
 
 class SocketSpanExporter(SpanExporter):
@@ -39,9 +42,16 @@ class SocketSpanExporter(SpanExporter):
         self._stub = TraceServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Sends one batch."""
+        """Sends one batch, by halves if it is large: spans of what failed carry tracebacks."""
+        request = encode_spans(spans)
+        if len(spans) > 1 and (len(spans) > _MOST_SPANS or request.ByteSize() > _MOST_BYTES):
+            half = len(spans) // 2
+            sent = {self.export(spans[:half]), self.export(spans[half:])}
+            return (
+                SpanExportResult.SUCCESS if sent == {SpanExportResult.SUCCESS} else SpanExportResult.FAILURE
+            )
         try:
-            self._stub.Export(encode_spans(spans), timeout=_EXPORT_TIMEOUT_S)
+            self._stub.Export(request, timeout=_EXPORT_TIMEOUT_S)
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else error
             log.debug("%d spans were not delivered: %s", len(spans), code)

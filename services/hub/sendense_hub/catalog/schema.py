@@ -303,4 +303,7 @@ spans = sa.Table(
     _number("duration_ns"),
     _text("error"),
     sa.Column("attributes", sa.JSON, nullable=False),
+    # Of the trace. None: before traces were numbered.
+    sa.Column("arrival", sa.BigInteger),
+    sa.Index("ix_spans_arrival", "arrival", "trace_id"),
 )

@@ -11,11 +11,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sendense.hub.v1 import job_service_pb2 as pb
-from sendense_hub.catalog.schema import spans
+from sendense_hub.catalog.schema import jobs, spans
 
 _PER_TRACE = 5_000
-# About 100 MB; the oldest go first.
+# 100 MB as spans usually are, 600 MB at the most.
 _IN_TOTAL = 200_000
+# Made at once when there are too many: to look for what goes takes longer than to store.
+_ROOM = 20_000
 
 
 @dataclass(frozen=True)
@@ -33,22 +35,62 @@ class StoredSpan:
     attributes: dict[str, str]
 
 
-def store(connection: sa.Connection, batch: Sequence[StoredSpan]) -> None:
-    """Keeps them; a span that comes again replaces itself, and a trace that is too long loses the rest."""
-    for trace_id in {span.trace_id for span in batch}:
-        mine = [span for span in batch if span.trace_id == trace_id]
-        connection.execute(
-            spans.delete().where(
-                spans.c.trace_id == trace_id, spans.c.span_id.in_([span.span_id for span in mine])
-            )
-        )
-        kept = connection.scalar(sa.select(sa.func.count()).where(spans.c.trace_id == trace_id)) or 0
-        if room := mine[: max(0, _PER_TRACE - kept)]:
-            connection.execute(spans.insert(), [asdict(span) for span in room])
+def store(connection: sa.Connection, batch: Sequence[StoredSpan], *, most: int = _IN_TOTAL) -> None:
+    """Keeps them, and no more than `most` in all.
+
+    A span that comes again replaces itself, and a trace that is too long loses the rest. When there are too
+    many, traces that belong to no job go first, and of these the ones that came first: an agent that sends
+    what nobody asked for pushes out no job's trace.
+    """
+    by_trace: dict[str, dict[str, StoredSpan]] = {}
+    for span in batch:
+        by_trace.setdefault(span.trace_id, {})[span.span_id] = span
+    in_batch = spans.c.trace_id.in_(by_trace)
+    arrivals = _each(connection, sa.func.min(spans.c.arrival), in_batch)
+    same = [span.trace_id + span.span_id for span in batch if span.trace_id in arrivals]
+    if same:
+        connection.execute(spans.delete().where(in_batch, (spans.c.trace_id + spans.c.span_id).in_(same)))
+    kept = _each(connection, sa.func.count(), in_batch)
+    newest = connection.scalar(sa.select(sa.func.max(spans.c.arrival))) or 0
+    rows = []
+    for number, (trace_id, mine) in enumerate(by_trace.items(), newest + 1):
+        arrival = arrivals.get(trace_id) or number
+        room = max(0, _PER_TRACE - kept.get(trace_id, 0))
+        rows += [{**asdict(span), "arrival": arrival} for span in list(mine.values())[:room]]
+    if rows:
+        connection.execute(spans.insert(), rows)
     total = connection.scalar(sa.select(sa.func.count()).select_from(spans)) or 0
-    if total > _IN_TOTAL:
-        oldest = sa.select(spans.c.trace_id).order_by(spans.c.start_ns).limit(1).scalar_subquery()
-        connection.execute(spans.delete().where(spans.c.trace_id == oldest))
+    if total > most:
+        _discard(connection, total - most + min(_ROOM, most // 10))
+
+
+def _each(
+    connection: sa.Connection, value: sa.ColumnElement[int], where: sa.ColumnElement[bool]
+) -> dict[str, int]:
+    """Something of each trace."""
+    query = sa.select(spans.c.trace_id, value).where(where).group_by(spans.c.trace_id)
+    return {trace_id: found for trace_id, found in connection.execute(query)}
+
+
+def _discard(connection: sa.Connection, count: int) -> None:
+    """Whole traces with at least so many spans together."""
+    first = sa.func.coalesce(sa.func.min(spans.c.arrival), 0)
+    of_a_job = spans.c.trace_id.in_(sa.select(jobs.c.trace_id))
+    traces = (
+        sa.select(
+            spans.c.trace_id,
+            sa.func.count().label("count"),
+            sa.func.max(sa.case((of_a_job, 1), else_=0)).label("of_a_job"),
+            first.label("first"),
+        )
+        .group_by(spans.c.trace_id)
+        .subquery()
+    )
+    order = (traces.c.of_a_job, traces.c.first, traces.c.trace_id)
+    before = sa.func.sum(traces.c.count).over(order_by=order) - traces.c.count
+    ranked = sa.select(traces.c.trace_id, before.label("before")).subquery()
+    going = sa.select(ranked.c.trace_id).where(ranked.c.before < count)
+    connection.execute(spans.delete().where(spans.c.trace_id.in_(going)))
 
 
 def of_trace(connection: sa.Connection, trace_id: str) -> list[pb.Span]:
