@@ -135,3 +135,32 @@ def test_an_attempt_that_finds_all_of_a_disk_written_has_nothing_left_to_read():
     told = agent.BackupProgress(disks=[agent.DiskProgress(disk_key=disk.key, to_read_bytes=0)])
     job_changes.progress(told, 1.0, earlier)(job)
     assert (disk.read_bytes, disk.planned_read_bytes) == (40, 40)
+
+
+def test_an_agents_warnings_have_an_end_and_the_hubs_own_come_on_top():
+    job = planned()
+    for number in range(1000):
+        job_changes.warn_of(agent.Warning(code=f"c{number}", message="m", disk_key=2000))(job)
+    assert [each.code for each in job.warnings] == [f"c{number}" for number in range(200)] + [
+        "warnings_left_out"
+    ]
+    job_changes.warn("snapshot_left", "m")(job)
+    job_changes.warn_of(agent.Warning(code="late", message="m"))(job)
+    assert [each.code for each in job.warnings][200:] == ["warnings_left_out", "snapshot_left"]
+
+
+@given(st.text(), st.text())
+def test_a_short_warning_is_kept_as_it_is(code: str, message: str):
+    job = planned()
+    job_changes.warn_of(agent.Warning(code=code, message=message, disk_key=7))(job)
+    (kept,) = job.warnings
+    assert (kept.code, kept.message, kept.disk_key) == (code, message, 7)
+
+
+@given(st.text(min_size=1), st.integers(1025, 5000))
+def test_of_a_long_warning_the_beginning_is_kept(text: str, length: int):
+    job = planned()
+    job_changes.warn_of(agent.Warning(code=text * length, message=text * length))(job)
+    for kept in (job.warnings[0].code, job.warnings[0].message):
+        assert 1020 < len(kept.encode()) <= 1024
+        assert (text * length).startswith(kept.removesuffix("…"))

@@ -69,7 +69,7 @@ def _each(
 ) -> dict[str, int]:
     """Something of each trace."""
     query = sa.select(spans.c.trace_id, value).where(where).group_by(spans.c.trace_id)
-    return {trace_id: found for trace_id, found in connection.execute(query)}
+    return dict(connection.execute(query).tuples())
 
 
 def _discard(connection: sa.Connection, count: int) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import grpc
@@ -39,8 +40,33 @@ _FINAL = frozenset(
 _LAST = frozenset({"done", "failed"})
 _HANG_UP_WITHIN_S = 2.0
 
-_Outbox = asyncio.Queue[pb.RunBackupRequest | None]
 _Stream = grpc.aio.StreamStreamCall[pb.RunBackupRequest, pb.RunBackupResponse]
+
+
+class _Outbox:
+    """What goes out, until None.
+
+    Of acknowledgements, the newest says all: an agent that reads none of them fills no memory here.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[pb.RunBackupRequest | None] = deque()
+        self._news = asyncio.Event()
+
+    def put(self, request: pb.RunBackupRequest | None) -> None:
+        """One more, the last."""
+        last = self._waiting[-1] if self._waiting else None
+        if request is not None and last is not None and request.HasField("ack") and last.HasField("ack"):
+            self._waiting.pop()
+        self._waiting.append(request)
+        self._news.set()
+
+    async def get(self) -> pb.RunBackupRequest | None:
+        """The first."""
+        while not self._waiting:
+            self._news.clear()
+            await self._news.wait()
+        return self._waiting.popleft()
 
 
 class BackupStream:
@@ -110,6 +136,9 @@ class BackupStream:
     async def say(self, request: pb.RunBackupRequest) -> None:
         """Tells the agent, now and after every rejoin."""
         request.traceparent = telemetry.traceparent()
+        if request.WhichOneof("message") == "lease":
+            # An agent logs in once at a time: for an older one nobody waits any more.
+            self._said = [each for each in self._said if each.WhichOneof("message") != "lease"]
         self._said.append(request)
         self._send(request)
 
@@ -120,7 +149,7 @@ class BackupStream:
     def _send(self, request: pb.RunBackupRequest) -> None:
         """A stream that broke is noticed where it is read; what was said is repeated on the next one."""
         if self._outbox is not None:
-            self._outbox.put_nowait(request)
+            self._outbox.put(request)
 
     def _check_next(self, event: pb.RunBackupResponse) -> None:
         """An event that was lost may be a checkpoint: without it there is no truth about the point."""
@@ -132,7 +161,7 @@ class BackupStream:
             )
 
     async def _one_stream(self) -> AsyncGenerator[pb.RunBackupResponse, None]:
-        outbox: _Outbox = asyncio.Queue()
+        outbox = _Outbox()
         async with rpc.connect(self._sites.socket(self._site)) as channel:
             stub = AgentServiceStub(channel)
             # At each stream: the agent may have been upgraded meanwhile.
@@ -142,9 +171,9 @@ class BackupStream:
                 if _ours():
                     raise
                 return  # the call was cancelled below us: as for a stream, see `_read`
-            outbox.put_nowait(pb.RunBackupRequest(start=self._start, traceparent=telemetry.traceparent()))
+            outbox.put(pb.RunBackupRequest(start=self._start, traceparent=telemetry.traceparent()))
             for request in self._said:
-                outbox.put_nowait(request)
+                outbox.put(request)
             self._outbox, self.begun = outbox, True
             stream = stub.RunBackup(_sent(outbox))
             ended = False
@@ -154,7 +183,7 @@ class BackupStream:
                     yield event
             finally:
                 self._outbox = None
-                outbox.put_nowait(None)
+                outbox.put(None)
                 if ended:
                     await _hang_up(stream)
                 stream.cancel()

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 
 from sendense.agent.v1 import backup_pb2 as agent
@@ -25,7 +26,7 @@ from sendense_hub.catalog import cleanups, vcenters
 from sendense_hub.catalog.job_plans import JobPlan
 from sendense_hub.clients.backup_stream import BackupStream
 from sendense_hub.domain import job_rules, plan_rules
-from sendense_hub.jobs import auditing, cancellation, job_changes, previous_points
+from sendense_hub.jobs import agent_words, auditing, cancellation, job_changes, previous_points
 from sendense_hub.jobs.board import LiveJob
 from sendense_hub.jobs.guarded_sites import Turn
 from sendense_hub.jobs.lending import Lending
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 # Without a word from the agent the attempt is interrupted: it goes on when the site is there again.
 _SILENT_S = 45.0
 _DISMISS_WITHIN_S = 60.0
+_MISMATCHES_PER_DISK = 100
 # A repository with less than this when a write failed was full.
 _FULL_BELOW_BYTES = 16 * 1024 * 1024
 
@@ -80,6 +82,8 @@ class BackupAttempt:
         self._planned_first = False
         self._committing = False
         self._heard_end = False
+        self._heard_unknown = False
+        self._mismatches: Counter[int] = Counter()
         self._earlier_disks = plan_rules.NONE_EARLIER
         self.point = NewPoint(workshop, live, earlier, kept)
         """What it makes."""
@@ -258,9 +262,8 @@ class BackupAttempt:
             case "checkpoint":
                 await self.point.append(event.checkpoint)
             case "warning":
-                said = event.warning
-                await live.change(job_changes.warn(said.code, said.message, said.disk_key))
-            case "audit_mismatch":
+                await live.change(job_changes.warn_of(event.warning))
+            case "audit_mismatch" if self._told_of(event.audit_mismatch.disk_key):
                 await auditing.end_trust(self._workshop, live, self._plan, event.audit_mismatch)
             case "disk_done":
                 await live.change(job_changes.disk_done(event.disk_done, self._earlier_disks))
@@ -274,13 +277,17 @@ class BackupAttempt:
                     )
             case "failed":
                 self.snapshot_maybe_left = event.failed.snapshot_left
-                raise await self._explained(SendenseError.from_failure(event.failed.failure))
+                raise await self._explained(agent_words.failure(event.failed.failure))
             case "interrupted":
-                raise await self._explained(SendenseError.from_failure(event.interrupted.failure))
-            case unknown:
-                log.warning(
-                    "job %s: the agent sent %s, which this hub does not know", live.job.job_id, unknown
-                )
+                raise await self._explained(agent_words.failure(event.interrupted.failure))
+            case None if not self._heard_unknown:
+                self._heard_unknown = True
+                log.warning("job %s: the agent sent what this hub does not know", live.job.job_id)
+
+    def _told_of(self, disk_key: int) -> bool:
+        """Whether a mismatch in this disk is worth a word: after many, one more changes nothing."""
+        self._mismatches[disk_key] += 1
+        return self._mismatches[disk_key] <= _MISMATCHES_PER_DISK
 
     async def _take_plan(self, plan: agent.BackupPlan, snapshot_time_us: int) -> None:
         """The snapshot exists: makes layers and exports, and says where they are."""
@@ -292,6 +299,8 @@ class BackupAttempt:
         plan_rules.check_form(plan)
         self._heard_plan, self._snapshot_time_us = plan, snapshot_time_us
         self._plan = plan = agent.BackupPlan.FromString(plan.SerializeToString())
+        if self._lending is not None:
+            self._lending.planned(len(plan.disks))
         previous_points.explain(plan, self._full_because)
         went_on = self._go_on(plan)
         await self._live.change(job_changes.plan(plan, went_on))

@@ -40,13 +40,15 @@ class LiveJob:
         self.stop_cause: SendenseError | None = None
 
     async def change(self, change: Change) -> None:
-        """Makes a new version, writes it, then shows it.
+        """Makes a new version, writes it, then shows it; nothing happens when it is the same.
 
         Raises:
             SendenseError: JOB_ENDED; an ended job never changes.
         """
         async with self._changing:
-            await self._write(self._next(change))
+            version = self._next(change)
+            if version != self.job:
+                await self._write(version)
 
     async def begin(self, change: Change) -> bool:
         """Like `change`, if the catalog still has the state that is known here; whether it had.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from sendense_hub.catalog import Catalog, refused_logins, sites, vcenters
 from sendense_hub.catalog.refused_logins import RefusedLogin
 from sendense_hub.clients.leases import Leases
 from sendense_hub.clients.sites import Sites
+from sendense_hub.domain.lease_rate import LeasesOfJobs
 
 _REFUSED = frozenset({Reason.REASON_VCENTER_LOGIN_FAILED, Reason.REASON_VCENTER_ACCOUNT_LOCKED})
 # A login that has not been answered for so long hangs; the next one is not kept waiting for it.
@@ -62,6 +64,8 @@ class GuardedSites(Sites):
         self._catalog = catalog
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._lifted_at: dict[str, float] = {}
+        self.leases_of_jobs = LeasesOfJobs(time.monotonic)
+        """How many more than the first of each attempt."""
 
     async def know_revoked(self) -> None:
         """Reads from the catalog which sites were revoked."""

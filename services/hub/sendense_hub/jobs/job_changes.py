@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from sendense.agent.v1 import backup_pb2 as agent
 from sendense.hub.v1 import job_pb2 as pb
 from sendense_hub.domain import resuming
+from sendense_hub.domain.cutting import cut
 from sendense_hub.domain.plan_rules import NONE_EARLIER
 from sendense_hub.jobs.board import Change, cancelled
 from sendense_hub.jobs.point_record import mode_name
 
 Earlier = Mapping[int, pb.JobDisk]
+# The hub's own warnings come on top: there are few of them.
+_AGENT_WARNINGS = 200
+_WARNING_BYTES = 1024
+_LEFT_OUT = "warnings_left_out"
 _COUNTERS = ("read_bytes", "copied_bytes", "zero_bytes", "wire_bytes", "audited_bytes", "audit_mismatches")
 # The agent's counters do not touch these any more.
 _SETTLED = frozenset({pb.DISK_STATE_COPIED, pb.DISK_STATE_SKIPPED})
@@ -208,6 +213,19 @@ def warn(code: str, message: str, disk_key: int = 0) -> Change:
 
     def change(job: pb.Job) -> None:
         job.warnings.add(code=code, message=message, disk_key=disk_key).time.GetCurrentTime()
+
+    return change
+
+
+def warn_of(said: agent.Warning) -> Change:
+    """What the agent says that a person should know: so much of it as there is room for."""
+
+    def change(job: pb.Job) -> None:
+        if len(job.warnings) < _AGENT_WARNINGS:
+            code, message = cut(said.code, _WARNING_BYTES), cut(said.message, _WARNING_BYTES)
+            warn(code, message, said.disk_key)(job)
+        elif not any(each.code == _LEFT_OUT for each in job.warnings):
+            warn(_LEFT_OUT, f"The agent said more than {_AGENT_WARNINGS} things like these.")(job)
 
     return change
 

@@ -192,6 +192,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_VCENTER_ACCOUNT_LOCKED: _Reason.ValueType  # 204
     """vSphere says that the account is locked, or that its password has expired. Never tried again by itself."""
+    REASON_LEASES_LIMITED: _Reason.ValueType  # 205
+    """The agent asked for far more leases for one job than logins can need. Ends the job."""
     REASON_NOT_PERMITTED: _Reason.ValueType  # 210
     """The caller's role does not include the call; metadata has role and needed."""
     REASON_NOT_AUTHENTICATED: _Reason.ValueType  # 211
@@ -380,6 +382,8 @@ another credential than the one that bears the vCenter's name at the credentials
 """
 REASON_VCENTER_ACCOUNT_LOCKED: Reason.ValueType  # 204
 """vSphere says that the account is locked, or that its password has expired. Never tried again by itself."""
+REASON_LEASES_LIMITED: Reason.ValueType  # 205
+"""The agent asked for far more leases for one job than logins can need. Ends the job."""
 REASON_NOT_PERMITTED: Reason.ValueType  # 210
 """The caller's role does not include the call; metadata has role and needed."""
 REASON_NOT_AUTHENTICATED: Reason.ValueType  # 211
