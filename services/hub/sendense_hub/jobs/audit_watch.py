@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 _EVERY_S = 10.0
 _ANSWER_WITHIN_S = 10.0
+# Of one log. Sockets and memory for so many at once are little; one that hangs holds one place, for so long.
+_LOOK_WITHIN_S = 15.0
+_AT_ONCE = 32
 
 
 class AuditWatch:
@@ -62,10 +65,18 @@ class AuditWatch:
         return {**found, **self._failures}
 
     async def look(self) -> None:
-        """At the logs of the credentials service and of the agents that are connected."""
-        await self._try("credentials", lambda: self._credentials_socket)
-        for site in await self._catalog.run(sites.listed):
-            await self._try(f"agent:{site.name}", functools.partial(self._sites.socket, site.name))
+        """At the logs of the credentials service and of the agents that are connected, many at once."""
+        places = asyncio.Semaphore(_AT_ONCE)
+
+        async def look_at(name: str, socket: Callable[[], Path]) -> None:
+            async with places:
+                await self._try(name, socket)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._try("credentials", lambda: self._credentials_socket))
+            for site in await self._catalog.run(sites.listed):
+                socket = functools.partial(self._sites.socket, site.name)
+                tasks.create_task(look_at(f"agent:{site.name}", socket))
 
     async def _watch_others(self) -> NoReturn:
         while True:
@@ -78,7 +89,10 @@ class AuditWatch:
     async def _try(self, name: str, socket: Callable[[], Path]) -> None:
         """Looks at one log. Whatever its service answers, the others are looked at too."""
         try:
-            await self._look_at(socket(), name)
+            async with asyncio.timeout(_LOOK_WITHIN_S):
+                await self._look_at(socket(), name)
+        except TimeoutError:
+            log.debug("audit log of %s: nothing was said within %.0f s", name, _LOOK_WITHIN_S)
         except SendenseError as error:
             log.debug("audit log of %s: %s", name, error.message)  # it is not connected
         except Exception:
