@@ -53,6 +53,23 @@ async def test_a_change_is_written_before_it_is_shown(catalog: Catalog):
     assert seen == [(pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING)]
 
 
+async def test_what_changes_nothing_is_not_written(catalog: Catalog, monkeypatch: pytest.MonkeyPatch):
+    board, job = Board(catalog), await keep(catalog, new_job())
+    written: list[pb.Job] = []
+    write = jobs.write
+
+    def counted(connection: Any, version: pb.Job, **more: Any) -> bool:
+        written.append(version)
+        return write(connection, version, **more)
+
+    monkeypatch.setattr(jobs, "write", counted)
+    with board.run(job) as live:
+        for _ in range(3):
+            await live.change(job_changes.enter(pb.JOB_PHASE_SNAPSHOT))
+        await live.change(job_changes.enter(pb.JOB_PHASE_COPY))
+    assert [each.phase for each in written] == [pb.JOB_PHASE_SNAPSHOT, pb.JOB_PHASE_COPY]
+
+
 async def test_a_change_that_cannot_be_written_is_not_shown(catalog: Catalog):
     board, job = Board(catalog), await keep(catalog, new_job())
     with board.run(job) as live:
