@@ -52,7 +52,7 @@ def served(intake: Intake) -> list[rpc.Service]:
 async def honest(socket: Path) -> None:
     """A call that works."""
     async with rpc.connect(socket) as channel:
-        await TraceServiceStub(channel).Export(pb.ExportTraceServiceRequest(), timeout=WITHIN_S)
+        await TraceServiceStub(channel).Export(pb.ExportTraceServiceRequest(), timeout=WITHIN_S)  # type: ignore[no-untyped-call]
 
 
 async def until_honest(socket: Path) -> None:
@@ -136,7 +136,7 @@ async def test_a_message_that_is_too_large_is_refused(short_tmp: Path):
             request = pb.ExportTraceServiceRequest()
             request.resource_spans.add(schema_url="x" * (1 << 20))
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await TraceServiceStub(channel).Export(request, timeout=WITHIN_S)
+                await TraceServiceStub(channel).Export(request, timeout=WITHIN_S)  # type: ignore[no-untyped-call]
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert intake.count == 0
         await honest(socket)
@@ -146,7 +146,7 @@ async def test_health_is_told_to_agents_and_not_to_strangers(short_tmp: Path):
     for bounds, bare in ((rpc.AGENTS, False), (rpc.STRANGERS, True)):
         socket = short_tmp / f"s{bare}"
         async with rpc.serve(socket, [], stop_grace_s=0, bounds=bounds), rpc.connect(socket) as channel:
-            ask = channel.unary_unary(
+            ask: Any = channel.unary_unary(
                 "/grpc.health.v1.Health/Check",
                 request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             )

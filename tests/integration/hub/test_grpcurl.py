@@ -45,7 +45,7 @@ async def test_ff07_grpcurl_lists_describes_and_calls(hub: Shared):
 
 async def test_agents_send_spans_in_messages_of_a_mebibyte_at_the_most(hub: Shared):
     async with rpc.connect(hub.world.paths.telemetry_socket) as channel:
-        export = TraceServiceStub(channel).Export
+        export = TraceServiceStub(channel).Export  # type: ignore[no-untyped-call]
         request = trace_pb.ExportTraceServiceRequest()
         await export(request, timeout=30)
         request.resource_spans.add(schema_url="x" * (1 << 20))
