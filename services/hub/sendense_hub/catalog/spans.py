@@ -69,7 +69,7 @@ def _each(
 ) -> dict[str, int]:
     """Something of each trace."""
     query = sa.select(spans.c.trace_id, value).where(where).group_by(spans.c.trace_id)
-    return dict(connection.execute(query).tuples())
+    return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def _discard(connection: sa.Connection, count: int) -> None:
