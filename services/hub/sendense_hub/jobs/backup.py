@@ -26,7 +26,14 @@ from sendense_hub.catalog import cleanups, vcenters
 from sendense_hub.catalog.job_plans import JobPlan
 from sendense_hub.clients.backup_stream import BackupStream
 from sendense_hub.domain import job_rules, plan_rules
-from sendense_hub.jobs import agent_words, auditing, cancellation, job_changes, previous_points
+from sendense_hub.jobs import (
+    agent_words,
+    auditing,
+    cancellation,
+    failed_writes,
+    job_changes,
+    previous_points,
+)
 from sendense_hub.jobs.board import LiveJob
 from sendense_hub.jobs.guarded_sites import Turn
 from sendense_hub.jobs.lending import Lending
@@ -41,8 +48,6 @@ log = logging.getLogger(__name__)
 _SILENT_S = 45.0
 _DISMISS_WITHIN_S = 60.0
 _MISMATCHES_PER_DISK = 100
-# A repository with less than this when a write failed was full.
-_FULL_BELOW_BYTES = 16 * 1024 * 1024
 
 _QUIESCE = {
     pb.QUIESCE_REQUIRE: agent.QUIESCE_MODE_REQUIRE,
@@ -277,9 +282,11 @@ class BackupAttempt:
                     )
             case "failed":
                 self.snapshot_maybe_left = event.failed.snapshot_left
-                raise await self._explained(agent_words.failure(event.failed.failure))
+                raise await failed_writes.explained(agent_words.failure(event.failed.failure), self.point)
             case "interrupted":
-                raise await self._explained(agent_words.failure(event.interrupted.failure))
+                raise await failed_writes.explained(
+                    agent_words.failure(event.interrupted.failure), self.point
+                )
             case None if not self._heard_unknown:
                 self._heard_unknown = True
                 log.warning("job %s: the agent sent what this hub does not know", live.job.job_id)
@@ -366,38 +373,6 @@ class BackupAttempt:
         await self._stream.say(
             agent.RunBackupRequest(committed=agent.CommitPoint(point_id=self.point.point_id))
         )
-
-    async def _explained(self, error: SendenseError) -> SendenseError:
-        """A failed write, with what qemu-nbd said; at the site, its end looks like that of a network."""
-        if error.reason not in {Reason.REASON_TARGET_WRITE_FAILED, Reason.REASON_TUNNEL_LOST}:
-            return error
-        if ended := await self.point.exports_ended():
-            return SendenseError(
-                Reason.REASON_EXPORT_FAILED,
-                f"qemu-nbd ended at the hub while the backup wrote to {', '.join(ended)}",
-                remedy="The backup goes on with a new one. If this happens again, look for what ends it: "
-                "the log of the kernel tells when memory ran out.",
-                retryable=error.retryable,
-                qemu_nbd=self.point.words() or None,
-                detail=error.message,
-            )
-        if error.reason == Reason.REASON_TUNNEL_LOST:
-            return error
-        if words := self.point.words():
-            error.metadata["qemu_nbd"] = words
-        try:
-            space = await asyncio.to_thread(self._repository.space)
-        except SendenseError as unavailable:
-            error.metadata["repository"] = unavailable.message
-            return error
-        if space.free_bytes < _FULL_BELOW_BYTES:
-            return SendenseError(
-                Reason.REASON_REPOSITORY_FULL,
-                f"the repository {self._repository.name} is full: {error.message}",
-                remedy="Make room in the repository: the backup goes on then.",
-                repository=self._repository.name,
-            )
-        return error
 
     async def dismiss(self, cause: SendenseError) -> None:
         """Has the agent end the job; what it left is known afterwards, if it answers."""

@@ -67,7 +67,8 @@ class NewPoint:
         """
         self._workshop = workshop
         self._live = live
-        self._repository: Repository = workshop.repository(live.job.repository_name)
+        self.repository: Repository = workshop.repository(live.job.repository_name)
+        """Where it is."""
         self._directory = earlier.directory if earlier is not None else ""
         self._eras: dict[int, list[Era]] = {}
         self._writer: PointWriter | None = None
@@ -98,7 +99,7 @@ class NewPoint:
         if not self._directory:
             return False
         try:
-            self._document = await asyncio.to_thread(self._repository.settled_document, self._directory)
+            self._document = await asyncio.to_thread(self.repository.settled_document, self._directory)
         except SendenseError as error:
             if error.reason != Reason.REASON_POINT_INCOMPLETE:
                 raise
@@ -179,9 +180,9 @@ class NewPoint:
         row = await asyncio.to_thread(
             point_record.message,
             self._document,
-            self._repository.name,
+            self.repository.name,
             self._directory,
-            self._repository.point_path(self._directory),
+            self.repository.point_path(self._directory),
         )
         await self._workshop.catalog.run(lambda connection: points.complete(connection, row))
         self._recorded = True
@@ -219,16 +220,16 @@ class NewPoint:
             await self._writer.discard()
         elif self._directory and not self.committed:
             # Not mounted, it would look as if there were nothing.
-            await asyncio.to_thread(self._repository.space)
+            await asyncio.to_thread(self.repository.space)
             if not await self.adopt():
-                await delete_point(self._repository, self._directory)
+                await delete_point(self.repository, self._directory)
         if not self.committed:
             await self._workshop.catalog.run(lambda connection: points.forget(connection, self.point_id))
 
     async def _begin(self, plan: agent.BackupPlan, swept: list[str]) -> None:
         """The row first: whatever is made on disk from here on, a restarted hub knows of it."""
         job = self._live.job
-        self._directory = self._repository.directory_of(
+        self._directory = self.repository.directory_of(
             plan.vcenter_uuid, plan.vm_instance_uuid, self.point_id
         )
         row = point_service_pb2.RestorePoint(
@@ -260,7 +261,7 @@ class NewPoint:
 
         await self._workshop.catalog.run(write)
         self._writer = await PointWriter.begin(
-            self._repository,
+            self.repository,
             plan.vcenter_uuid,
             plan.vm_instance_uuid,
             self.point_id,
