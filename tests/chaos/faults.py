@@ -222,9 +222,14 @@ class Faults:
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def last() -> None:
-            async with self._locks.setdefault(resource, asyncio.Lock()), fault:
-                begun.set_result(None)
-                await asyncio.sleep(seconds)
+            try:
+                async with self._locks.setdefault(resource, asyncio.Lock()), fault:
+                    begun.set_result(None)
+                    await asyncio.sleep(seconds)
+            except Exception as error:
+                if begun.done():
+                    raise
+                begun.set_exception(error)  # there was no fault, and nobody waits for it
 
         self._heal(last())
         await begun
@@ -275,8 +280,8 @@ def _signal(pid: int, number: signal.Signals) -> bool:
 
 
 def _fill(path: os.PathLike[str]) -> None:
-    """Until nothing more goes in."""
-    with open(path, "wb", buffering=0) as file:  # noqa: PTH123
+    """Until nothing more goes in; that may be so before."""
+    with contextlib.suppress(OSError), open(path, "wb", buffering=0) as file:  # noqa: PTH123
         for size in (1 << 24, 1 << 20, 1 << 16, 1 << 12):
             block = bytes(size)
             with contextlib.suppress(OSError):

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from tests.chaos import aftermath
 from tests.chaos.faults import Faults
@@ -84,9 +85,7 @@ async def play(wanted: Wanted, say: Callable[[str], None]) -> Report:
         ]  # fmt: skip
         observing = asyncio.create_task(observe(made, observer))
         try:
-            async with asyncio.timeout(wanted.seconds + _JOBS_END_WITHIN_S), asyncio.TaskGroup() as playing:
-                for lane in lanes:
-                    playing.create_task(lane.run(enough))
+            await _played(lanes, enough, wanted.seconds + _JOBS_END_WITHIN_S, tally)
             await faults.healed()
             say("everything was mended; now all must come back by itself")
             for command in ("clear_faults", "clear_events"):
@@ -100,6 +99,29 @@ async def play(wanted: Wanted, say: Callable[[str], None]) -> Report:
         if not observing.cancelled() and (error := observing.exception()):
             raise error
     return _report(wanted, time.monotonic() - began, faults, tally, observer, left)
+
+
+async def _played(lanes: list[Lane], enough: Callable[[], bool], within_s: float, tally: Tally) -> None:
+    """Each lane to its end; one that does not come to it is told, with what it waits for."""
+    tasks = {asyncio.create_task(lane.run(enough)): lane for lane in lanes}
+    try:
+        _, late = await asyncio.wait(tasks, timeout=within_s, return_when=asyncio.FIRST_EXCEPTION)
+        for task in set(tasks) - late:
+            task.result()
+        tally.unclean += [f"{tasks[task].name}: it has not come to an end: {waiting(task)}" for task in late]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def waiting(task: asyncio.Task[Any]) -> str:
+    """Where a task waits, the innermost last."""
+    where, coroutine = [], cast(Any, task.get_coro())
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        where.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
+        coroutine = coroutine.cr_await
+    return " > ".join(where)
 
 
 def _report(

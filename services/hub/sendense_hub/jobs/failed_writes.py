@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why an agent could not write: what the hub knows of its qemu-nbd and repository, and the site cannot see."""
+"""Why an agent could not write: what the hub knows of its qemu-nbd and its repository, and no site sees."""
 
 from __future__ import annotations
 
