@@ -105,7 +105,7 @@ class Stage:
 
     async def order(self, name: str, do: str, **more: Any) -> None:
         """Tells the relay on a link ("hub" or "vcenter") something; see relay.py."""
-        async with self._relaying:
+        async with asyncio.timeout(_LAB_WITHIN_S), self._relaying:
             assert self.relay.stdin is not None
             assert self.relay.stdout is not None
             self.relay.stdin.write(json.dumps({"link": name, "do": do, **more}).encode() + b"\n")
