@@ -36,6 +36,9 @@ class Queue(Engine):
     async def enqueue(self, job: pb.Job) -> None:
         self.turns.put_nowait(job.job_id)
 
+    async def enqueue_late(self) -> None:
+        pass
+
 
 @pytest.fixture
 async def hub(world: World) -> AsyncIterator[Hub]:

@@ -106,7 +106,11 @@ def uncommented(file: FileDescriptorProto) -> Iterator[str]:
             assert not message.enum_type
             for inner, field in enumerate(message.field):
                 yield (4, number, 2, inner), f"{message.name}.{field.name}"
+            # "optional" makes one of its own for the field, without a place in the text.
+            made = {field.oneof_index for field in message.field if field.proto3_optional}
             for inner, oneof in enumerate(message.oneof_decl):
+                if inner in made:
+                    continue
                 yield (4, number, 8, inner), f"{message.name}.{oneof.name}"
         for number, enum in enumerate(file.enum_type):
             yield (5, number), enum.name
