@@ -266,7 +266,7 @@ def _waiting(found: KnownAgent) -> AgentIdentity:
             Reason.REASON_INVITATION_NOT_FOUND,
             f"no agent waits to be let in as site {found.name!r}"
             + (f": {agent_view.invitation(found)}" if one is not None else ""),
-            remedy="The line of the invitation has to be run at the site first.",
+            remedy="Run the line of the invitation at the site first; if it works no more, invite anew.",
             site=found.name,
         )
     return agents.identity_of(one)

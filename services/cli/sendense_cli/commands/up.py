@@ -52,7 +52,7 @@ def up(
         typer.Option(
             metavar="HOST:PORT",
             callback=_host_and_port,
-            help="Where agents of other sites dial; port 0 takes a free one.",
+            help="Where agents of other sites dial; port 0 takes a free one, another at each start.",
         ),
     ] = "127.0.0.1:0",
     repository: Annotated[

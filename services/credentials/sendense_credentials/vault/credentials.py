@@ -301,7 +301,7 @@ def agent_unknown(agent_id: str) -> SendenseError:
     return SendenseError(
         Reason.REASON_AGENT_UNKNOWN,
         f"the credentials service does not know agent {agent_id}",
-        remedy="Register the site's public keys with the credentials service.",
+        remedy="`sendense agent list` shows who there is; `sendense agent invite` begins with a new one.",
         site=agent_id,
     )
 
