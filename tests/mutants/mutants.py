@@ -24,6 +24,8 @@ _DIRECTORY = Path(__file__).parent / "rules"
 _TEST = re.compile(r"^ *(?:async )?def (test_rule_(\d\d)_\w+)", re.MULTILINE)
 _PACKAGES = ("services/*", "protos/gen")
 _WITHIN_S = 240
+# A test that a mutant makes hang has noticed it; the slowest that rules have take a tenth of this.
+_TEST_WITHIN_S = 60
 # What pytest's exit codes say.
 _PASSED, _FAILED = 0, 1
 
@@ -151,7 +153,8 @@ class Tree:
     def test(self, modules: Iterable[str], named: str) -> tuple[int, str]:
         """pytest's exit code and last words."""
         child = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", named, *modules],
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", named,
+             f"--timeout={_TEST_WITHIN_S}", *modules],
             cwd=self.root, env=self._environment(), text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip

@@ -39,6 +39,8 @@ def test_what_is_missing_or_does_not_fit_is_found() -> None:
     assert "rule 04 has no file" in found
 
 
+# Ten runs of pytest, two at a time: seconds, unless a mutant makes its tests hang.
+@pytest.mark.timeout(600)
 def test_a_handful_of_mutants_is_caught_and_one_that_breaks_nothing_is_not(
     short_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
