@@ -53,9 +53,7 @@ async def test_ff23_odd_passwords_arrive_exactly(service: Service, password: str
     assert await opened(service, (await service.store(password=password)).credential_id) == password
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)  # no deadline: it is a process that answers
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(password=st.text(min_size=1, max_size=1024))
 async def test_ff23_any_text_arrives_exactly(service: Service, password: str):
     assert await opened(service, (await service.store(password=password)).credential_id) == password

@@ -47,7 +47,7 @@ def test_rule_28_data_is_read_beside_its_record_and_where_there_was_none_and_zer
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(ranges(), ranges(), st.integers(0, 2**32))
 def test_rule_28_what_is_done_turns_the_previous_disk_into_this_one_and_equal_records_are_left_alone(
     before: list[tuple[int, int]], used: list[tuple[int, int]], seed: int
@@ -137,7 +137,7 @@ def test_rule_27_a_record_that_changed_in_part_is_left_out_and_of_zeroes_the_res
     ]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(ranges(), ranges(), st.integers(0, 2**32))
 def test_rule_27_an_audit_reads_no_byte_that_changed_and_all_records_that_did_not(
     sample: list[tuple[int, int]], changes: list[tuple[int, int]], seed: int

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.agent.recording_nbd import Handle, Request, World, handles_of
 
@@ -121,7 +121,7 @@ def split(draw: st.DrawFn) -> tuple[int, Extents, Extents]:
     return capacity, read, zero
 
 
-FEW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=30)
 
 
 @FEW

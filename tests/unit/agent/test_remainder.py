@@ -131,7 +131,7 @@ def _by_kind(run: list[int], source: Frozen) -> Iterator[list[int]]:
     yield part
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.integers(0, 2**32), st.integers(0, 4), st.booleans(), st.booleans())
 def test_after_any_interruptions_the_layer_is_the_disk_of_the_last_snapshot_and_the_ledger_knows_all_of_it(
     seed: int, interruptions: int, incremental: bool, usage_known: bool

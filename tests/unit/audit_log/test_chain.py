@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sendense_common import audit_log
@@ -153,7 +153,7 @@ def test_a_line_that_cannot_be_read_any_more_is_a_changed_record() -> None:
         assert _problems(_found(entries)) == [(sequence, Problem.CHANGED)]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(data=st.data())
 def test_no_edit_of_the_lines_goes_unseen(data: st.DataObject) -> None:
     records = _chain(data.draw(st.integers(1, 8), label="count"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pyVmomi import vim, vmodl
 
@@ -48,7 +47,6 @@ def joined(found: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
-@hypothesis_settings(deadline=None)  # a slow machine is no failure
 @given(
     allocated=st.sets(st.integers(0, 20)),
     written_in=st.dictionaries(st.integers(0, 20), st.integers(0, 5)),

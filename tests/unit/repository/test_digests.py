@@ -41,7 +41,7 @@ def records(draw: st.DrawFn) -> list[Record]:
     return made
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.lists(records(), min_size=1, max_size=4), st.sampled_from([1, 2, 5, 64]), st.integers(1, 200))
 def test_each_sector_is_known_zeroes_or_unknown_as_the_newest_layer_has_it(
     chain: list[list[Record]], part_blocks: int, buffered_bytes: int
