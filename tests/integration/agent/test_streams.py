@@ -157,7 +157,7 @@ async def test_a_job_without_any_stream_cleans_up_after_its_time(agent: Agent):
 
 
 async def test_a_rejoin_in_time_keeps_the_job(agent: Agent):
-    begin = start(orphan_timeout=Duration(seconds=1))
+    begin = start(orphan_timeout=Duration(seconds=4))
     async with agent.stub() as stub:
         first = await open_stream(stub, begin)
         worker = await agent.puppets.next()
@@ -170,7 +170,7 @@ async def test_a_rejoin_in_time_keeps_the_job(agent: Agent):
         begin.after_seq = 1
         second = await open_stream(stub, begin)
         await until(lambda: job._orphaned is None, "and that it is not any more")
-        await asyncio.sleep(1.2)  # longer than its time
+        await asyncio.sleep(4.2)  # longer than its time
         await second.tell(limit=pb.LimitRate(bytes_per_second=1))
         await worker.hear("limit")  # and no cancel before it
         worker.end()

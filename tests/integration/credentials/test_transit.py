@@ -185,11 +185,11 @@ async def test_a_renewable_token_is_renewed_and_the_end_of_another_one_is_known(
     openbao_server: OpenBao, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(transit_keys, "_LOOK_AFTER_TOKEN_EVERY_S", 0.1)
-    token = openbao_server.token(tmp_path / "token", ttl="2s", renewable=True)
+    token = openbao_server.token(tmp_path / "token", ttl="4s", renewable=True)
     async with transit(openbao_server, tmp_path, token_file=tmp_path / "token") as keys:
         assert await works(keys)
         assert keys.token_end_us is None
-        await asyncio.sleep(3)  # past its first end
+        await asyncio.sleep(5)  # past its first end
         assert openbao_server.admin.auth.token.lookup(token)["data"]["last_renewal"]
         assert await works(keys)
     openbao_server.token(tmp_path / "token", ttl="1h", renewable=False)
