@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,18 @@ def _goes_on(made: World, lab: Lab, job_id: str) -> dict[str, Any]:
 
 def test_stopping_everything_in_the_middle_keeps_what_the_job_goes_on_with(fresh_world: World) -> None:
     lab, job_id = _busy(fresh_world)
+    endpoint = fresh_world.installation.hub.endpoint_file.read_text().strip()
     assert fresh_world.stop() == 0
     assert _keeps_its_snapshot_alone(lab), lab.left(_NAME)
     fresh_world.assert_no_process()
+    host, _, port = endpoint.rpartition(":")
+    with socket.create_server((host, int(port))):
+        # Agents of other sites dial that port: it does not start at another one.
+        code, error = fresh_world.refused("up")
+    assert (code, error["reason"]) == (4, "LISTENER_REFUSED")
+    assert (port in error["message"], "--listen" in error["remedy"]) == (True, True)
     fresh_world.start()
+    assert fresh_world.installation.hub.endpoint_file.read_text().strip() == endpoint
     job = _goes_on(fresh_world, lab, job_id)
     first = job["interruptions"][0]["failure"]["reason"]
     assert first in {"REASON_SERVICE_STOPPING", "REASON_HUB_RESTARTED"}

@@ -20,7 +20,7 @@ from sendense.credentials.v1 import credential_service_pb2
 from sendense.credentials.v1.credential_service_pb2_grpc import CredentialServiceStub
 from sendense.hub.v1 import site_service_pb2
 from sendense.hub.v1.site_service_pb2_grpc import SiteServiceStub
-from sendense_cli import descendants
+from sendense_cli import descendants, listen_address
 from sendense_cli.service_log import ServiceLog
 from sendense_common import process, rpc
 from sendense_common.errors import SendenseError
@@ -44,8 +44,8 @@ Say = Callable[[str], None]
 class StackOptions:
     """How it is run."""
 
-    listen: str = "127.0.0.1:0"
-    """Where agents dial the hub."""
+    listen: str = ""
+    """Where agents dial the hub; empty: as at the last start (see `listen_address`)."""
     repositories: Sequence[str] = ()
     """NAME=PATH; none: `default` in the state directory."""
     hub_options: Sequence[str] = ()
@@ -111,6 +111,9 @@ async def running(installation: Installation, options: StackOptions, say: Say) -
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(only_one(installation.state / "up.lock", "`sendense up`"))
         stack.callback(_remove_empty, installation.run)
+        listen = await asyncio.to_thread(
+            listen_address.choose, options.listen, installation.listen_file, listen_address.candidates()
+        )
         await stack.enter_async_context(descendants.none_left())
 
         async def start(name: str, module: str, *arguments: str) -> None:
@@ -121,9 +124,12 @@ async def running(installation: Installation, options: StackOptions, say: Say) -
 
         await _start_credentials(installation, start)
         await services.until(_healthy(installation.credentials.operator_socket), "credentials", "start")
-        await _start_hub(installation, options, start)
+        await _start_hub(installation, options, listen, start)
         await services.until(_healthy(installation.hub.api_socket), "hub", "start")
         await services.until(_exists(installation.hub.endpoint_file), "hub", "open its listener")
+        listen_address.keep(
+            installation.listen_file, listen, installation.hub.endpoint_file.read_text().strip()
+        )
         await _start_agent(installation, start)
         await services.until(_agent_connected(installation), "agent", "connect to the hub")
         reaping = asyncio.create_task(descendants.reap_orphans(set(services.pids().values())))
@@ -156,7 +162,9 @@ async def _start_credentials(installation: Installation, start: Callable[..., ob
     )
 
 
-async def _start_hub(installation: Installation, options: StackOptions, start: Callable[..., object]) -> None:
+async def _start_hub(
+    installation: Installation, options: StackOptions, listen: str, start: Callable[..., object]
+) -> None:
     paths = installation.hub
     paths.endpoint_file.unlink(missing_ok=True)
     await start(  # type: ignore[misc]
@@ -164,7 +172,7 @@ async def _start_hub(installation: Installation, options: StackOptions, start: C
         "sendense_hub.main",
         f"--state={paths.state}",
         f"--run={paths.run}",
-        f"--listen={options.listen}",
+        f"--listen={listen}",
         f"--credentials-run={installation.credentials.run}",
         *(f"--repository={each}" for each in options.repositories),
         *options.hub_options,

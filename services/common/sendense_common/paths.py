@@ -249,6 +249,11 @@ class Installation:
         return self.state / "logs"
 
     @property
+    def listen_file(self) -> Path:
+        """`HOST:PORT` that `sendense up` has its hub listen on when it is not told otherwise."""
+        return self.state / "listen"
+
+    @property
     def hub(self) -> HubPaths:
         """The hub."""
         return HubPaths(self.state / "hub", self.run / "hub")

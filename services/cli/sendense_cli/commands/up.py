@@ -29,6 +29,8 @@ _MANY = 1000
 
 
 def _host_and_port(text: str) -> str:
+    if not text:
+        return text
     host, _, port = text.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise typer.BadParameter(f"{text!r} is not HOST:PORT")
@@ -52,9 +54,11 @@ def up(
         typer.Option(
             metavar="HOST:PORT",
             callback=_host_and_port,
-            help="Where agents of other sites dial; port 0 takes a free one, another at each start.",
+            show_default=False,
+            help="Where agents of other sites dial; port 0 takes a free one. Later starts take the same. "
+            "At first: a free port of 127.0.0.1, which only this host reaches.",
         ),
-    ] = "127.0.0.1:0",
+    ] = "",
     repository: Annotated[
         list[str] | None,
         typer.Option(
