@@ -50,6 +50,13 @@ def exit_code(error: SendenseError) -> Exit:
     return _BY_CODE.get(error.code, Exit.FAILED)
 
 
+def show_warning(message: str, remedy: str) -> None:
+    """On standard error: what will not work as things are, though the command did its part."""
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text.assemble(("warning", "bold yellow"), f": {message}"))
+    console.print(Text.assemble(("what to do", "bold"), f": {remedy}"))
+
+
 def show_error(error: SendenseError, *, as_json: bool) -> None:
     """On standard error: for people in two lines, for programs as one JSON object."""
     if as_json:

@@ -59,7 +59,7 @@ class Hub:
             host=host,
             port=int(port),
             # What is in the clear never leaves this host.
-            tls=not _is_here(host) or self.ca_file is not None or self.certificate_file is not None,
+            tls=not is_loopback(host) or self.ca_file is not None or self.certificate_file is not None,
             ca_pem=_content("--ca-file", self.ca_file),
             token=_token(self.token_file) if self.token_file else "",
             certificate_pem=_content("--certificate-file", self.certificate_file),
@@ -92,7 +92,8 @@ class Hub:
         )
 
 
-def _is_here(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this host reaches what listens there; `host` without brackets."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

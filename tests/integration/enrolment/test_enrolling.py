@@ -180,6 +180,33 @@ async def test_keys_that_the_hub_has_substituted_are_seen_and_never_reach_the_cr
     assert "fingerprint" in told.value.message
 
 
+@pytest.mark.parametrize(
+    ("listens", "given", "warned"),
+    [
+        ("127.0.0.1:8022", "", True),
+        ("127.0.0.1:8022", "backup.example.net:8022", True),
+        ("::1:8022", "192.0.2.1:8022", True),
+        ("127.0.0.1:8022", "127.0.0.1:8022", False),
+        ("127.0.0.1:8022", "localhost:8022", False),
+        ("127.0.0.1:8022", "[::1]:8022", False),
+        ("0.0.0.0:8022", "backup.example.net:8022", False),
+        ("192.0.2.1:8022", "", False),
+    ],
+)
+async def test_an_invitation_to_a_hub_that_only_its_own_host_reaches_comes_with_a_warning(
+    centre: Centre, capsys: pytest.CaptureFixture[str], listens: str, given: str, warned: bool
+):
+    centre.paths.endpoint_file.write_text(f"{listens}\n")
+    await invite_agent(Session(centre.directory, as_json=False), SITE, given, rotate=False)
+    told = capsys.readouterr()
+    assert f"--hub {given or listens} " in told.out  # the line is there all the same
+    assert (f"listens on {listens}, which only this host reaches" in told.err) == warned
+    assert ("`sendense up --listen 0.0.0.0:8022`" in told.err) == warned
+    await invite_agent(centre.session, SITE, given, rotate=False)
+    told = capsys.readouterr()
+    assert (bool(json.loads(told.out)["warning"]), told.err) == (warned, "")
+
+
 async def test_a_code_that_is_left_out_of_the_line_is_asked_for_and_not_shown(
     centre: Centre, capsys: pytest.CaptureFixture[str]
 ):

@@ -20,6 +20,8 @@ from sendense.hub.v1.invitation_service_pb2_grpc import InvitationServiceStub
 from sendense.hub.v1.site_service_pb2_grpc import SiteServiceStub
 from sendense_cli import agent_view, agents, words
 from sendense_cli.agents import KnownAgent
+from sendense_cli.exits import show_warning
+from sendense_cli.remote import is_loopback
 from sendense_cli.session import DEFAULT_STATE, NEEDS_CREDENTIALS, Json, Session, State
 from sendense_common.errors import SendenseError, invalid
 from sendense_common.keys import AgentIdentity, parse_ssh_key
@@ -28,6 +30,10 @@ app = typer.Typer(no_args_is_help=True, help="Agents of sites: let in, list, giv
 
 _WILDCARDS = frozenset({"0.0.0.0", "::", "[::]", ""})  # noqa: S104 - compared with
 _SITE_STATE = "/var/lib/sendense/agent"
+_LISTEN_FOR_OTHERS = (
+    "Start it where others do, with `sendense up --listen 0.0.0.0:8022` or `sendense-hub --listen`; "
+    "then invite with --hub HOST:PORT, as the site reaches it."
+)
 _AGENT_MODULE = "sendense_agent.main"
 Site = Annotated[str, typer.Argument(metavar="SITE", help="Name of the site.")]
 Hub = Annotated[
@@ -217,26 +223,41 @@ async def invite_agent(session: Session, site: str, hub: str, *, rotate: bool) -
         f"--site {site} --code {answer.code}"
     )
     until = answer.invitation.expire_time
+    warning = _out_of_reach(session, hub)
     facts = {
         "site": site, "command": line, "code": answer.code, "hub": where, "hub_fingerprint": fingerprint,
-        "expire_time": until.ToJsonString(),
+        "expire_time": until.ToJsonString(), "warning": warning,
     }  # fmt: skip
-    nearby = "\nOnly this host reaches the hub at that address: see --hub, and --listen of the hub."
     session.answer(
         facts,
         f"Paste this at the site, before {words.clock(until)}; it works once:\n\n{line}\n\n"
         "Others at that host may see the code in its command line: leave --code out, and it is asked for.\n"
-        f"Then compare fingerprints here: sendense agent approve {site}"
-        + (nearby if where.startswith(("127.", "localhost", "[::1]")) else ""),
+        f"Then compare fingerprints here: sendense agent approve {site}",
     )
+    if warning and not session.as_json:
+        show_warning(warning, _LISTEN_FOR_OTHERS)
+
+
+def _out_of_reach(session: Session, given: str) -> str:
+    """Why no agent of another host gets to the hub, if none can; `given` is where it is to dial, or empty."""
+    endpoint = _endpoint(session)
+    near = is_loopback(given.rpartition(":")[0].strip("[]"))  # then it is meant
+    if near or not is_loopback(endpoint.rpartition(":")[0].strip("[]")):
+        return ""
+    return f"the hub listens on {endpoint}, which only this host reaches: no agent elsewhere can dial it"
+
+
+def _endpoint(session: Session) -> str:
+    """Where the hub of this installation listens; empty when that is not known here."""
+    if not session.elsewhere:
+        with contextlib.suppress(OSError):
+            return session.installation.hub.endpoint_file.read_text().strip()
+    return ""
 
 
 def _listens_at(session: Session) -> str:
     """Where agents dial, if they all can."""
-    endpoint = ""
-    if not session.elsewhere:
-        with contextlib.suppress(OSError):
-            endpoint = session.installation.hub.endpoint_file.read_text().strip()
+    endpoint = _endpoint(session)
     if endpoint.rpartition(":")[0] in _WILDCARDS:
         raise invalid(
             "--hub",
