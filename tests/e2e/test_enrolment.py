@@ -147,6 +147,9 @@ def test_a_site_on_another_host_is_let_in_backed_up_through_and_put_out_in_the_m
         assert (agent(centre)["state"], agent(centre)["connected"]) == ("revoked", False)
         refused = centre.ask("backup", "start", "web", "--wait", code=1)
         assert refused["failure"]["reason"] == "REASON_SITE_REVOKED"
+        # That its log cannot be asked for is said, and no trouble for good.
+        verified = {each["log"]: each for each in centre.ask("audit", "verify")["logs"]}
+        assert {log for log, each in verified.items() if each["revoked"]} == {f"agent:{SITE}"}
         # Its points stay, and restore.
         assert [each["point_id"] for each in centre.ask("point", "list")["points"]] == [first["point_id"]]
         centre.ask("point", "verify", first["point_id"])

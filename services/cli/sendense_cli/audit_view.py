@@ -23,16 +23,18 @@ def records_table(records: Iterable[Record]) -> Table:
     return table(_COLUMNS, map(_row, records))
 
 
-def not_read(words: str) -> Text:
-    """A log that is missing."""
-    return Text.assemble(("not read ", "yellow"), words)
+def not_read(words: str, *, revoked: bool = False, verb: str = "read") -> Text:
+    """A log that is missing; of a revoked agent, whose is not asked for any more, that is no trouble."""
+    said = f"{'revoked, ' if revoked else ''}not {verb} "
+    return Text.assemble((said, "dim" if revoked else "yellow"), words)
 
 
 def result_lines(result: Mapping[str, Any]) -> Text:
     """What a verification has found in one log."""
     log, findings = result["log"], result["findings"]
     if result["not_read"]:
-        return not_read(f"{log}: {result['not_read']}")
+        words, revoked = f"{log}: {result['not_read']}", result["revoked"]
+        return not_read(words, revoked=revoked, verb="verified" if revoked else "read")
     if findings:
         count = "1 place is" if len(findings) == 1 else f"{len(findings)} places are"
         lines = [f" {log}: {count} wrong; records read: {result['records']}"]

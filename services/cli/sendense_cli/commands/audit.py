@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from sendense.common.v1.reason_pb2 import Reason
 from sendense_cli import audit_logs, audit_view
 from sendense_cli.audit_logs import Anchors
 from sendense_cli.exits import Exit
@@ -89,6 +90,7 @@ def show(
             wanted.FromDatetime(_moment(since))
         logs: list[deque[Record]] = []
         away: list[str] = []
+        revoked: list[str] = []
         for log in service or await audit_logs.names(session):
             found: deque[Record] = deque(maxlen=limit or None)
             foreign = 0
@@ -101,18 +103,21 @@ def show(
             except SendenseError as error:
                 if service:
                     raise
-                away.append(f"{log}: {error.message}")
+                (revoked if _is_revoked(error) else away).append(f"{log}: {error.message}")
             if foreign:  # a service speaks for itself alone
                 away.append(f"{log}: records that say they are of another log: {foreign}; see `audit verify`")
             logs.append(found)
         # Each log stays in the order of its sequence, wherever its clock was set.
         records = list(heapq.merge(*logs, key=lambda record: record.time_us))[-limit:]
         if as_json:
-            session.answer({"records": [_as_json(record) for record in records], "not_read": away}, None)
+            told = {"not_read": away, "revoked": revoked}
+            session.answer({"records": [_as_json(record) for record in records], **told}, None)
         else:
             console.print(audit_view.records_table(records))
             for line in away:
                 console.print(audit_view.not_read(line), soft_wrap=True)
+            for line in revoked:
+                console.print(audit_view.not_read(line, revoked=True), soft_wrap=True)
         return Exit.UNAVAILABLE if away else Exit.OK
 
     session.run(work())
@@ -146,8 +151,9 @@ def verify(
 ) -> None:
     """Compute the hashes of all logs anew, here, and name what was changed, removed, added or cut off.
 
-    Exit code 1 when something is wrong, 5 when a log could not be read. Keep the heads that it prints
-    somewhere else: --expect compares them later.
+    Exit code 1 when something is wrong, 5 when a log could not be read. The log of a revoked agent is not
+    asked for any more: it is named, and does not count. Keep the heads that are printed somewhere else:
+    --expect compares them later.
 
     Example: sendense audit verify
     """
@@ -174,7 +180,8 @@ def verify(
                 console.print(audit_view.result_lines(result), soft_wrap=True)
         if any(result["findings"] for result in results):
             return Exit.FAILED
-        return Exit.UNAVAILABLE if any(result["not_read"] for result in results) else Exit.OK
+        away = any(result["not_read"] and not result["revoked"] for result in results)
+        return Exit.UNAVAILABLE if away else Exit.OK
 
     session.run(work())
 
@@ -208,18 +215,27 @@ async def _of_service(session: Session, log: str, anchors: list[Anchor]) -> dict
         async for entry in audit_logs.entries(session, log):
             checker.take(entry)
     except SendenseError as error:
-        return {"log": log, "records": checker.count, "findings": [], "not_read": error.message}
+        return _not_read(log, error.message, records=checker.count, revoked=_is_revoked(error))
     return _result(log, checker, anchors)
 
 
 def _of_copy(directory: Path, anchors: Anchors) -> dict[str, Any]:
     first = next((entry for entry in read(directory) if isinstance(entry, Record)), None)
     if first is None:
-        return {"log": str(directory), "records": 0, "findings": [], "not_read": "there is no record in it"}
+        return _not_read(str(directory), "there is no record in it")
     checker = Checker(anchors.get(first.service, []))
     for entry in read(directory):
         checker.take(entry)
     return _result(first.service, checker, anchors.get(first.service, []))
+
+
+def _is_revoked(error: SendenseError) -> bool:
+    """The hub asks nothing of such an agent, and never will: that its log is not read is no trouble."""
+    return error.reason == Reason.REASON_SITE_REVOKED
+
+
+def _not_read(log: str, why: str, *, records: int = 0, revoked: bool = False) -> dict[str, Any]:
+    return {"log": log, "records": records, "findings": [], "not_read": why, "revoked": revoked}
 
 
 def _result(log: str, checker: Checker, anchors: list[Anchor]) -> dict[str, Any]:
@@ -237,6 +253,7 @@ def _result(log: str, checker: Checker, anchors: list[Anchor]) -> dict[str, Any]
             for each in checker.findings()
         ],
         "not_read": "",
+        "revoked": False,
     }
 
 
