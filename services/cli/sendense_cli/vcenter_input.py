@@ -42,8 +42,29 @@ def endpoint(address: str, ca_file: Path | None, thumbprint: str) -> credentials
     Raises:
         SendenseError: INVALID_REQUEST.
     """
-    host, port = _address(address)
-    made = credentials_pb.Endpoint(host=host, port=port)
+    made = credentials_pb.Endpoint()
+    made.host, made.port = _address(address)
+    _take_trust(made, ca_file, thumbprint)
+    return made
+
+
+def changed_endpoint(address: str, ca_file: Path | None, thumbprint: str) -> credentials_pb.Endpoint:
+    """What is to change of where it is and how it is recognized; what is not given is not set.
+
+    Raises:
+        SendenseError: INVALID_REQUEST.
+    """
+    made = credentials_pb.Endpoint()
+    if address:
+        made.host, made.port = _address(address)
+    if ca_file is not None or thumbprint:
+        _take_trust(made, ca_file, thumbprint)
+    elif not address:
+        raise invalid("--address, --ca-file or --thumbprint", "nothing is given that is to change")
+    return made
+
+
+def _take_trust(made: credentials_pb.Endpoint, ca_file: Path | None, thumbprint: str) -> None:
     if (ca_file is None) == (not thumbprint):
         raise invalid(
             "--ca-file or --thumbprint",
@@ -53,22 +74,21 @@ def endpoint(address: str, ca_file: Path | None, thumbprint: str) -> credentials
         )
     if ca_file is None:
         made.certificate_sha256 = _digest(thumbprint)
-        return made
+        return
     try:
         made.ca_pem = ca_file.read_text()
     except (OSError, UnicodeError) as error:
         raise invalid("--ca-file", f"{ca_file}: {error}") from error
     if not made.ca_pem.strip():
         raise invalid("--ca-file", f"{ca_file} is empty")
-    return made
 
 
 def for_hub(vcenter: pb.Vcenter, where: credentials_pb.Endpoint) -> pb.Vcenter:
-    """The same in the hub's words."""
+    """The same in the hub's words; a trust that is not set stays so."""
     vcenter.host, vcenter.port = where.host, where.port
     if where.ca_pem:
         vcenter.ca_pem = where.ca_pem
-    else:
+    elif where.certificate_sha256:
         vcenter.certificate_sha256 = where.certificate_sha256
     return vcenter
 

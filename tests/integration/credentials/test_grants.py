@@ -156,6 +156,26 @@ async def test_another_endpoint_ends_open_leases_and_keeps_the_password(service:
     assert (login.password, login.endpoint) == (PASSWORD, ELSEWHERE)
 
 
+@pytest.mark.parametrize("kept", ["address", "trust"])
+async def test_what_is_not_given_of_an_endpoint_stays_as_it_was_sealed(service: Service, kept: str):
+    credential, wanted = await service.store(), pb.Endpoint()
+    wanted.CopyFrom(ELSEWHERE)
+    for field in ("host", "port") if kept == "address" else ("trust",):
+        wanted.ClearField(field)
+    # Not what the column says, which anybody who writes the database could have put there.
+    with service.database() as database:
+        database.execute("UPDATE credentials SET bound_to = 'evil.example.net:443'")
+    async with service.operator() as stub:
+        request = pb.BindCredentialRequest(credential_id=credential.credential_id, endpoint=wanted)
+        after = (await stub.BindCredential(request)).credential
+        nothing = pb.BindCredentialRequest(credential_id=credential.credential_id)
+        assert (await failure_of(stub.BindCredential(nothing))).metadata["field"] == "endpoint"
+    at, by = (ENDPOINT, ELSEWHERE) if kept == "address" else (ELSEWHERE, ENDPOINT)
+    expected = pb.Endpoint(host=at.host, port=at.port, certificate_sha256=by.certificate_sha256)
+    assert after.bound_to == f"{expected.host}:{expected.port}"
+    assert (await service.redeem(await service.issue(credential.credential_id))).endpoint == expected
+
+
 async def test_who_alters_the_database_cannot_change_where_a_password_goes(service: Service):
     credential = await service.store()
     with service.database() as database:

@@ -34,6 +34,7 @@ class SayingHub(VcenterServiceServicer):
     def __init__(self) -> None:
         self.credential_id = ""
         self.called: list[str] = []
+        self.changed = pb.Vcenter()
 
     async def ListVcenters(self, request: pb.ListVcentersRequest, context: Any) -> pb.ListVcentersResponse:
         vcenters = (
@@ -47,6 +48,7 @@ class SayingHub(VcenterServiceServicer):
 
     async def ChangeVcenter(self, request: pb.ChangeVcenterRequest, context: Any) -> pb.ChangeVcenterResponse:
         self.called.append("change")
+        self.changed = request.vcenter
         return pb.ChangeVcenterResponse(vcenter=request.vcenter)
 
     async def NotePasswordChange(
@@ -158,6 +160,37 @@ async def test_with_a_hub_that_says_the_truth_the_password_changes_and_goes_with
     code, _ = await centre.sendense("vcenter", "remove", "prod")
     assert (code, await centre.kept()) == (0, {})
     assert centre.hub.called == ["password", "remove"]
+
+
+@pytest.mark.parametrize(
+    ("given", "host", "trust"),
+    [
+        (("--thumbprint", "00" * 32), ENDPOINT.host, "certificate_sha256"),
+        (("--address", "vc9.example.net"), "vc9.example.net", None),
+        (WHERE, "vc9.example.net", "certificate_sha256"),
+    ],
+    ids=["trust alone", "address alone", "both"],
+)
+async def test_only_what_is_given_of_address_and_trust_is_changed(
+    centre: Centre, service: Service, given: tuple[str, ...], host: str, trust: str | None
+):
+    stored = await service.store("vcenter/prod", granted=[])
+    centre.hub.credential_id = stored.credential_id
+    code, answer = await centre.sendense("vcenter", "change", "prod", *given)
+    assert code == 0, answer
+    kept = (await centre.kept())["vcenter/prod"]
+    # The hub is told what the credentials service bound it to; a trust that stays is not named.
+    told = centre.hub.changed
+    assert (told.host, f"{told.host}:{told.port}") == (host, kept.bound_to)
+    assert told.WhichOneof("trust") == trust
+
+
+async def test_a_change_of_nothing_is_wrong_usage(centre: Centre, service: Service):
+    stored = await service.store("vcenter/prod", granted=[])
+    centre.hub.credential_id = stored.credential_id
+    code, error = await centre.sendense("vcenter", "change", "prod")
+    assert (code, centre.hub.called) == (2, [])
+    assert "--address, --ca-file or --thumbprint" in error["message"]
 
 
 async def test_doctor_names_each_password_that_goes_wherever_the_hub_says(centre: Centre, service: Service):

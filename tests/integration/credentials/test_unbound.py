@@ -61,6 +61,9 @@ async def test_the_old_password_is_bound_and_then_changes_without_an_endpoint(tm
     create_key_file(tmp_path / "kek.json")
     async with opened(tmp_path) as rooms:
         credential_id = await as_of_before(rooms)
-        await rooms.vault.bind(credential_id, SOMEWHERE)
+        with pytest.raises(SendenseError, match="bound to no vCenter") as refused:
+            await rooms.vault.bind(credential_id, host=SOMEWHERE.host, port=SOMEWHERE.port)
+        assert "`sendense vcenter change old --address HOST --ca-file FILE`" in refused.value.remedy
+        await rooms.vault.bind(credential_id, **dataclasses.asdict(SOMEWHERE))
         after = await rooms.vault.rotate(credential_id, Secret("user", "new", None))
         assert after.bound_to == str(SOMEWHERE)

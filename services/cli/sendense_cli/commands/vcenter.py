@@ -170,25 +170,29 @@ def change(
     name: Name,
     address: Annotated[
         str, typer.Option(metavar="HOST[:PORT]", help="Where it answers, seen from the site.")
-    ],
+    ] = "",
     ca_file: CaFile = None,
     thumbprint: Thumbprint = "",
     state: State = DEFAULT_STATE,
     as_json: Json = False,
 ) -> None:
-    """Change address and trust of a vCenter, as when it has a new certificate. The password stays.
+    """Change address or trust of a vCenter, as when it has a new certificate. What is not given stays.
 
-    Example: sendense vcenter change prod --address vc.example.net --ca-file ca.pem
+    Examples: sendense vcenter change prod --ca-file ca.pem; sendense vcenter change prod --address
+    vc.example.net --thumbprint AB:CD:…
     """
     session = Session(state, as_json=as_json)
 
     async def work() -> None:
         found = await vcenter_credential.agreed(session, name)
-        where = vcenter_input.endpoint(address, ca_file, thumbprint)
+        where = vcenter_input.changed_endpoint(address, ca_file, thumbprint)
         async with session.credentials() as channel:
-            await CredentialServiceStub(channel).BindCredential(
+            bound = await CredentialServiceStub(channel).BindCredential(
                 credentials_pb.BindCredentialRequest(credential_id=found.credential_id, endpoint=where)
             )
+        # An address that stays is the one that the password is bound to, and not the hub's word.
+        where.host, _, port = bound.credential.bound_to.rpartition(":")
+        where.port = int(port)
         # What is bound is what counts. If this is cut off here, logins are refused until it is said again.
         async with session.hub() as hub:
             request = pb.ChangeVcenterRequest(vcenter=vcenter_input.for_hub(pb.Vcenter(name=name), where))

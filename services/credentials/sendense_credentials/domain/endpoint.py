@@ -49,6 +49,31 @@ class Endpoint:
         return f"{self.host}:{self.port}"
 
 
+def changed(
+    before: Endpoint | None,
+    *,
+    host: str = "",
+    port: int = 0,
+    ca_pem: str = "",
+    certificate_sha256: bytes = b"",
+) -> Endpoint:
+    """An endpoint in the place of `before`: the address stays when none is given, the trust likewise.
+
+    Raises:
+        SendenseError: INVALID_REQUEST when nothing is given, or a part without which there was none before.
+    """
+    moves, trusts = bool(host or port), bool(ca_pem or certificate_sha256)
+    if not moves and not trusts:
+        raise invalid("endpoint", "says nothing that is to change: give an address, a trust, or both")
+    if before is None and not (moves and trusts):
+        raise invalid("endpoint", "is required whole: the credential is bound to no vCenter yet")
+    if before is not None and not moves:
+        host, port = before.host, before.port
+    if before is not None and not trusts:
+        ca_pem, certificate_sha256 = before.ca_pem, before.certificate_sha256
+    return Endpoint(host, port, ca_pem, certificate_sha256)
+
+
 def _check_ca(ca_pem: str) -> None:
     if len(ca_pem) > _CA_PEM_CHARACTERS:
         raise invalid("endpoint.ca_pem", f"must have at most {_CA_PEM_CHARACTERS} characters")

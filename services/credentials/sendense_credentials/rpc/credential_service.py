@@ -18,7 +18,7 @@ from sendense_credentials.domain.agent import check_agent_id
 from sendense_credentials.domain.clock import Clock
 from sendense_credentials.rpc.wire import from_agent, from_credential, to_agent, to_uuid
 from sendense_credentials.vault import CredentialVault
-from sendense_credentials.vault.plaintext import endpoint_of, from_message
+from sendense_credentials.vault.plaintext import from_message
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,16 @@ class CredentialServicer(CredentialServiceServicer):
     async def BindCredential(
         self, request: pb.BindCredentialRequest, context: _Context
     ) -> pb.BindCredentialResponse:
-        """Binds it to another vCenter's address and certificate."""
+        """Binds it to another vCenter's address, certificate, or both."""
         credential_id = to_uuid("credential_id", request.credential_id)
-        bound = await self._vault.bind(credential_id, endpoint_of(request.endpoint))
+        wanted = request.endpoint
+        bound = await self._vault.bind(
+            credential_id,
+            host=wanted.host,
+            port=wanted.port,
+            ca_pem=wanted.ca_pem,
+            certificate_sha256=wanted.certificate_sha256,
+        )
         return pb.BindCredentialResponse(credential=from_credential(bound))
 
     async def GrantCredential(

@@ -12,9 +12,9 @@ from sendense.common.v1.reason_pb2 import Reason
 from sendense_common import audit_log
 from sendense_common.errors import SendenseError, invalid
 from sendense_credentials.catalog import Catalog, Connection, agents, credentials, grants, leases
+from sendense_credentials.domain import endpoint
 from sendense_credentials.domain.clock import Clock
 from sendense_credentials.domain.credential import Credential, Envelope, check_name
-from sendense_credentials.domain.endpoint import Endpoint
 from sendense_credentials.domain.secret import Secret
 from sendense_credentials.vault.envelope import disclose, enclose, unwrap_data_key
 from sendense_credentials.vault.keyring import Keyring
@@ -117,15 +117,43 @@ class CredentialVault:
 
         return await self._change(credential_id, changed, "its password was changed", rotate=True)
 
-    async def bind(self, credential_id: str, endpoint: Endpoint) -> Credential:
+    async def bind(
+        self,
+        credential_id: str,
+        *,
+        host: str = "",
+        port: int = 0,
+        ca_pem: str = "",
+        certificate_sha256: bytes = b"",
+    ) -> Credential:
         """Makes it a credential for another endpoint; leases for the old one end. The password stays.
 
+        Host and port stay when neither is given, the trust when none is given: as they are sealed with the
+        password, whatever the database says beside it.
+
         Raises:
-            SendenseError: CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE.
+            SendenseError: CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE, INVALID_REQUEST (see
+                `endpoint.changed`).
         """
 
         async def changed(before: Credential) -> Secret:
-            return dataclasses.replace(await self._secret(before), endpoint=endpoint)
+            secret = await self._secret(before)
+            try:
+                now = endpoint.changed(
+                    secret.endpoint,
+                    host=host,
+                    port=port,
+                    ca_pem=ca_pem,
+                    certificate_sha256=certificate_sha256,
+                )
+            except SendenseError as error:
+                if secret.endpoint is None and not error.remedy:
+                    name = before.name.removeprefix("vcenter/")
+                    error.remedy = (
+                        f"Give both: `sendense vcenter change {name} --address HOST --ca-file FILE`."
+                    )
+                raise
+            return dataclasses.replace(secret, endpoint=now)
 
         return await self._change(credential_id, changed, "its vCenter's address or trust was changed")
 

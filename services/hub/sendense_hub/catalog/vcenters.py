@@ -43,16 +43,17 @@ def add(connection: sa.Connection, vcenter: pb.Vcenter) -> pb.Vcenter:
 
 
 def change(connection: sa.Connection, vcenter: pb.Vcenter) -> pb.Vcenter:
-    """Keeps another address and trust of one that is there; VCENTER_NOT_FOUND."""
-    get(connection, vcenter.name)
+    """Keeps another address, and another trust if it has one, of one that is there; VCENTER_NOT_FOUND."""
+    before = get(connection, vcenter.name)
+    trusted = vcenter if vcenter.WhichOneof("trust") else before
     connection.execute(
         vcenters.update()
         .where(vcenters.c.name == vcenter.name)
         .values(
             host=vcenter.host,
             port=vcenter.port,
-            ca_pem=vcenter.ca_pem,
-            certificate_sha256=vcenter.certificate_sha256,
+            ca_pem=trusted.ca_pem,
+            certificate_sha256=trusted.certificate_sha256,
         )
     )
     return get(connection, vcenter.name)

@@ -39,7 +39,8 @@ class VcenterService(VcenterServiceServicer):
         vcenter = request.vcenter
         checks.name("vcenter.name", vcenter.name)
         checks.text("vcenter.credential_id", vcenter.credential_id)
-        _check_endpoint(vcenter)
+        _check_address(vcenter)
+        _check_trust(vcenter)
 
         def add(connection: sa.Connection) -> pb.Vcenter:
             known = [site.name for site in sites.listed(connection) if not site.HasField("revoke_time")]
@@ -60,7 +61,9 @@ class VcenterService(VcenterServiceServicer):
         """See the contract."""
         vcenter = request.vcenter
         checks.text("vcenter.name", vcenter.name)
-        _check_endpoint(vcenter)
+        _check_address(vcenter)
+        if vcenter.WhichOneof("trust"):
+            _check_trust(vcenter)
 
         def change(connection: sa.Connection) -> pb.Vcenter:
             changed = vcenters.change(connection, vcenter)
@@ -235,12 +238,16 @@ def _facts(vcenter: pb.Vcenter) -> dict[str, Any]:
     }
 
 
-def _check_endpoint(vcenter: pb.Vcenter) -> None:
+def _check_address(vcenter: pb.Vcenter) -> None:
     """Of a vCenter that is added or changed; a port that is not given becomes HTTPS's."""
     checks.text("vcenter.host", vcenter.host)
     vcenter.port = vcenter.port or _HTTPS
     if not 1 <= vcenter.port <= 65535:
         raise invalid("vcenter.port", "must be 1 to 65535")
+
+
+def _check_trust(vcenter: pb.Vcenter) -> None:
+    """How it is recognized: there must be something."""
     match vcenter.WhichOneof("trust"):
         case "ca_pem":
             try:

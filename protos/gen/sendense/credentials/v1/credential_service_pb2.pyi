@@ -310,7 +310,9 @@ class BindCredentialRequest(_message.Message):
     """Which one."""
     @_builtins.property
     def endpoint(self) -> Global___Endpoint:
-        """The vCenter it is for from now on."""
+        """The vCenter it is for from now on. Host and port stay when neither is set, the trust when it is not set; one
+        of both is required.
+        """
 
     def __init__(
         self,

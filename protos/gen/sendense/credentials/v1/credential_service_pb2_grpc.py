@@ -118,8 +118,8 @@ class CredentialServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BindCredential(self, request, context):
-        """Binds a credential to another vCenter's address and certificate; open leases end. The password stays.
-        CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE.
+        """Binds a credential to another vCenter's address, certificate, or both; open leases end. The password stays.
+        CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE; INVALID_REQUEST when a part is to stay of what is bound to nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

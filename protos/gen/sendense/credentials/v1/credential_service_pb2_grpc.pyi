@@ -30,8 +30,8 @@ class CredentialServiceStub:
     nothing.
     """
     BindCredential: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.BindCredentialRequest, _credential_service_pb2.BindCredentialResponse]
-    """Binds a credential to another vCenter's address and certificate; open leases end. The password stays.
-    CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE.
+    """Binds a credential to another vCenter's address, certificate, or both; open leases end. The password stays.
+    CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE; INVALID_REQUEST when a part is to stay of what is bound to nothing.
     """
     GrantCredential: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.GrantCredentialRequest, _credential_service_pb2.GrantCredentialResponse]
     """Lets an agent open a credential, with a lease for each operation. Granted already is a no-op.
@@ -94,8 +94,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_service_pb2.BindCredentialRequest,
         context: _aio.ServicerContext[_credential_service_pb2.BindCredentialRequest, _abc.Awaitable[_credential_service_pb2.BindCredentialResponse]],
     ) -> _abc.Awaitable[_credential_service_pb2.BindCredentialResponse]:
-        """Binds a credential to another vCenter's address and certificate; open leases end. The password stays.
-        CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE.
+        """Binds a credential to another vCenter's address, certificate, or both; open leases end. The password stays.
+        CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE; INVALID_REQUEST when a part is to stay of what is bound to nothing.
         """
 
     @_abc_1.abstractmethod

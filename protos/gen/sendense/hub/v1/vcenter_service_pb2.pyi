@@ -144,7 +144,7 @@ class ChangeVcenterRequest(_message.Message):
     VCENTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def vcenter(self) -> Global___Vcenter:
-        """Only name, host, port (0: 443) and trust are used."""
+        """Only name, host, port (0: 443) and trust are used. Trust that is not set stays."""
 
     def __init__(
         self,
