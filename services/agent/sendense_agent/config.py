@@ -86,11 +86,12 @@ def load_config(paths: AgentPaths) -> AgentConfig:
         raise SendenseError(
             Reason.REASON_INVALID_REQUEST,
             f"{file} is missing: this agent does not know its hub",
-            remedy="Run the line that `sendense agent invite` prints at the centre.",
+            remedy="Run the line that `sendense agent invite SITE` prints at the centre.",
         ) from error
     except (ValueError, TypeError) as error:
         raise SendenseError(
             Reason.REASON_INVALID_REQUEST,
             f"{file} cannot be understood: {error}",
-            remedy="Run `sendense-agent configure` again.",
+            remedy="Say it anew: "
+            "`sendense-agent configure --state DIR --site SITE --hub HOST:PORT --hub-key LINE`.",
         ) from error

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +33,7 @@ def summary(trust: pb.MachineTrust) -> Group:
 
 
 def _what_to_do(vm: str) -> str:
+    vm = shlex.quote(vm)
     return (
         "A disk that is not trusted is read whole by each backup and compared with its last point. To end "
         f"that, have tracking begin anew: `sendense vm trust {vm} --reset --yes`; or, after a backup that "

@@ -47,8 +47,9 @@ async def own(session: Session, vcenter: str) -> pb.Credential:
         raise SendenseError(
             Reason.REASON_CREDENTIAL_NOT_FOUND,
             f"the credentials service keeps no credential {credential_name(vcenter)!r}",
-            remedy="`sendense vcenter list` shows all vCenters. If its password is lost: `sendense vcenter "
-            "remove` and `add`. If it shares another one's, which only calls of the API make: call the API.",
+            remedy="`sendense vcenter list` shows all vCenters. If its password is lost: "
+            f"`sendense vcenter remove {vcenter}`, then add it again. If it shares "
+            "another one's, which only calls of the API make: call the API.",
             vcenter=vcenter,
         )
     return found
@@ -88,8 +89,9 @@ def _compare(found: pb.Credential, said: hub_pb.Vcenter) -> None:
         Reason.REASON_VCENTER_NOT_AS_BOUND,
         f"for vCenter {said.name} the hub names credential {said.credential_id or 'none'}, but "
         f"{found.name!r} at the credentials service is {found.credential_id}; nothing was changed",
-        remedy=f"If the hub's catalog was restored from an old copy: `sendense vcenter remove {said.name}` "
-        "and `add`. Else find out who changed the hub; `sendense vcenter ungrant` does not ask it.",
+        remedy=f"If the hub's catalog was restored from an old copy: `sendense vcenter remove {said.name}`, "
+        "then add it again. Else find out who changed the hub; "
+        f"`sendense vcenter ungrant {said.name} --agent SITE` does not ask it.",
         vcenter=said.name,
         credential=found.credential_id,
     )

@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         dest="source",
         type=Path,
         metavar="F",
-        help="restore: what `sendense credentials backup` made",
+        help="restore: what `sendense credentials backup --output FILE` made",
     )
     add_arguments(made)
     return made

@@ -44,7 +44,10 @@ async def test_a_new_password_without_an_endpoint_is_refused_and_the_old_one_sta
             await rooms.vault.rotate(credential_id, Secret("user", "new", None))
         assert refused.value.reason == Reason.REASON_INVALID_REQUEST
         assert refused.value.metadata["field"] == "secret.endpoint"
-        assert "`sendense vcenter password old`" in refused.value.remedy
+        assert (
+            "`sendense vcenter password old --username USER --password-file FILE --address HOST"
+            in refused.value.remedy
+        )
         assert await rooms.texts() == before
 
 

@@ -52,11 +52,11 @@ def test_a_hub_that_says_anything_else_is_refused(access, endpoint, words):
         bound_target(access, endpoint)
     assert refused.value.reason == Reason.REASON_VCENTER_NOT_AS_BOUND
     assert words in refused.value.message
-    assert "`sendense vcenter change prod`" in refused.value.remedy
+    assert "`sendense vcenter change prod --address HOST --ca-file FILE`" in refused.value.remedy
     assert not refused.value.retryable
 
 
 def test_a_password_of_before_there_were_bounds_goes_where_the_hub_says_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         assert bound_target(said(host="h"), None).host == "h"
-    assert "bind it with `sendense vcenter change`" in caplog.text
+    assert "bind it with `sendense vcenter change prod --address HOST --ca-file FILE`" in caplog.text

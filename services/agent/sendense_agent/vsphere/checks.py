@@ -294,7 +294,11 @@ def _space(space: places.Space, limits: Limits) -> MachineFinding:
     if not space.accessible:
         return _finding(name, SEVERITY_ERROR, "is not accessible", "See the vCenter.")
     if space.free_bytes < floor:
-        remedy = "Make room there, or lower the floor: `sendense-agent configure --floor-gib`."
+        remedy = (
+            "Make room there, or lower the floor: "
+            "`sendense-agent configure --state DIR --site SITE --hub HOST:PORT --hub-key LINE "
+            "--floor-gib GIB`."
+        )
         return _finding(name, SEVERITY_ERROR, f"{words}: a backup is refused", remedy)
     if space.free_bytes < 2 * floor:
         return _finding(

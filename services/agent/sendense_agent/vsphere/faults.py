@@ -68,7 +68,7 @@ def _refused_login(fault: Any, message: str, vcenter: str, facts: dict[str, Any]
             Reason.REASON_VCENTER_ACCOUNT_LOCKED,
             f"{message} (the password has expired)",
             remedy="Give the user a new password at the vCenter, then tell it here: "
-            f"`sendense vcenter password {vcenter}`.",
+            f"`sendense vcenter password {vcenter} --username USER --password-file FILE`.",
             retryable=False,
             cause="password_expired",
             **facts,
@@ -85,7 +85,8 @@ def _refused_login(fault: Any, message: str, vcenter: str, facts: dict[str, Any]
     return SendenseError(
         Reason.REASON_VCENTER_LOGIN_FAILED,
         message,
-        remedy=f"Set the right user and password: `sendense vcenter password {vcenter}`. If they are right, "
+        remedy="Set the right user and password: "
+        f"`sendense vcenter password {vcenter} --username USER --password-file FILE`. If they are right, "
         f"the account may be locked or disabled: mend that at the vCenter, then {again}. Nothing tries them "
         "again by itself, for accounts get locked.",
         retryable=False,

@@ -160,7 +160,9 @@ class Machine:
                     Reason.REASON_DISK_NEEDS_VDDK,
                     f"{disk.label} of VM {self.name} needs VMware's library (VDDK): {disk.vddk_reason}",
                     remedy="Remove the VM's other snapshots if it has any; for disks of other kinds, set "
-                    "VDDK up at the site: `sendense-agent configure --vddk-libdir`.",
+                    "VDDK up at the site: "
+                    "`sendense-agent configure --state DIR --site SITE --hub HOST:PORT --hub-key LINE "
+                    "--vddk-libdir DIR`.",
                     vm=self.name,
                     disk=disk.key,
                 )

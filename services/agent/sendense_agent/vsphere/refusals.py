@@ -92,15 +92,19 @@ def untrusted(
         "wrong_host": f"it is not for {target.host}",
         "wrong_authority": "none of the given authorities has signed it",
     }.get(cause, str(error.verify_message))
-    renewed = f"`sendense vcenter change {target.name}` with --address and "
     remedy = {
-        "expired": f"Renew it at the vCenter. If its authority is another one then: {renewed}--ca-file.",
+        "expired": "Renew it at the vCenter. If its authority is another one then: "
+        f"`sendense vcenter change {target.name} --ca-file FILE`.",
         "not_yet_valid": "Check the clocks of the site (NTP) and of the vCenter.",
-        "wrong_host": f"Run `sendense vcenter change {target.name} --address …` with a name that the "
-        "certificate is for, and its --ca-file.",
-        "wrong_authority": f"Compare it with the vCenter's own. If it is right: {renewed}--ca-file, of the "
-        "authority that signed it.",
-    }.get(cause, f"Compare it with the vCenter's own. If it is right: {renewed}its --thumbprint.")
+        "wrong_host": "Run this with a name that the certificate is for: "
+        f"`sendense vcenter change {target.name} --address HOST`.",
+        "wrong_authority": "Compare it with the vCenter's own. If it is right, give the authority "
+        f"that signed it: `sendense vcenter change {target.name} --ca-file FILE`.",
+    }.get(
+        cause,
+        "Compare it with the vCenter's own. If it is right: "
+        f"`sendense vcenter change {target.name} --thumbprint SHA256`.",
+    )
     return _not_trusted(target, cause, f"{why} ({error.verify_message})", remedy, seen)
 
 
@@ -113,7 +117,7 @@ def changed(target: VcenterTarget, certificate: bytes) -> SendenseError:
         "changed",
         f"it is another one than the one that is pinned: its SHA-256 is {seen.sha256}, pinned is {pinned}",
         "Compare it with the vCenter's own console. If it was renewed: "
-        f"`sendense vcenter change {target.name}` with --address and --thumbprint.",
+        f"`sendense vcenter change {target.name} --thumbprint SHA256`.",
         seen,
     )
 

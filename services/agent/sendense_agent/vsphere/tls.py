@@ -71,7 +71,7 @@ def recognize(target: VcenterTarget) -> Trusted:
         raise invalid(
             "vcenter.trust.ca_pem",
             f"holds no certificate of an authority: {error}",
-            remedy=f"Give a PEM file: `sendense vcenter change {target.name}` with --address and --ca-file.",
+            remedy=f"Give a PEM file: `sendense vcenter change {target.name} --ca-file FILE`.",
         ) from error
     return Trusted(context, _handshake(target, context))
 

@@ -30,7 +30,9 @@ def bound_target(access: VcenterAccess, endpoint: Endpoint | None) -> VcenterTar
     said = VcenterTarget.of(access)
     if endpoint is None:
         log.warning(
-            "the credential of vCenter %s is bound to no address: bind it with `sendense vcenter change`",
+            "the credential of vCenter %s is bound to no address: bind it with "
+            "`sendense vcenter change %s --address HOST --ca-file FILE`",
+            said.name,
             said.name,
         )
         return said
@@ -52,7 +54,8 @@ def bound_target(access: VcenterAccess, endpoint: Endpoint | None) -> VcenterTar
             Reason.REASON_VCENTER_NOT_AS_BOUND,
             f"for vCenter {said.name} the hub names {' and '.join(differing)}, which is not what "
             "the operator bound its password to; nothing was sent there",
-            remedy=f"If the vCenter has changed: `sendense vcenter change {said.name}` tells both. If nobody "
+            remedy="If the vCenter has changed, this tells both: "
+            f"`sendense vcenter change {said.name} --address HOST --ca-file FILE`. If nobody "
             "changed it, find out who changed the hub.",
             vcenter=said.name,
             host=said.host,

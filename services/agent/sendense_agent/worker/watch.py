@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 Spaces = Callable[[], Awaitable[list[Space]]]
 Warn = Callable[[str, str], Awaitable[None]]
-_MAKE_ROOM = "Make room there, or lower the floor: `sendense-agent configure --floor-gib`."
+_CONFIGURE = "sendense-agent configure --state DIR --site SITE --hub HOST:PORT --hub-key LINE"
+_MAKE_ROOM = f"Make room there, or lower the floor: `{_CONFIGURE} --floor-gib GIB`."
 
 
 def below_floor(spaces: Iterable[Space], limits: Limits, vm_name: str, outcome: str) -> SendenseError | None:
@@ -101,7 +102,8 @@ class SnapshotWatch:
                 Reason.REASON_SNAPSHOT_TOO_OLD,
                 f"the snapshot of VM {self._vm_name} is {_hours(age_s)} old, which is the maximum: "
                 "the backup was stopped, and its snapshot goes",
-                remedy="Find out why it takes so long. The age is set by `sendense-agent configure`.",
+                remedy="Find out why it takes so long. The age is set at the site: "
+                f"`{_CONFIGURE} --max-snapshot-age HOURS`.",
                 vm=self._vm_name,
             )
         if age_s >= most_s / 2 and not self._warned:

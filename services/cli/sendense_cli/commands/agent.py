@@ -31,7 +31,7 @@ app = typer.Typer(no_args_is_help=True, help="Agents of sites: let in, list, giv
 _WILDCARDS = frozenset({"0.0.0.0", "::", "[::]", ""})  # noqa: S104 - compared with
 _SITE_STATE = "/var/lib/sendense/agent"
 _LISTEN_FOR_OTHERS = (
-    "Start it where others do, with `sendense up --listen 0.0.0.0:8022` or `sendense-hub --listen`; "
+    "Start it where others do, with `sendense up --listen 0.0.0.0:8022` or --listen of sendense-hub; "
     "then invite with --hub HOST:PORT, as the site reaches it."
 )
 _AGENT_MODULE = "sendense_agent.main"
@@ -178,7 +178,7 @@ async def approve_agent(session: Session, site: str, fingerprint: str = "") -> N
                 f"the keys that the hub has for site {site!r} are not those of that agent: their "
                 f"fingerprint is {identity.fingerprint}; the invitation is useless now",
                 remedy="Find out whose keys they are, or make sure of the fingerprint; then: "
-                f"sendense agent {'rotate-key' if found.site else 'invite'} {site}.",
+                f"`sendense agent {'rotate-key' if found.site else 'invite'} {site}`.",
                 site=site,
             )
         # First what opens passwords, from these very keys: the hub is not asked about them.
@@ -273,7 +273,7 @@ async def _one(session: Session, site: str) -> KnownAgent:
         raise SendenseError(
             Reason.REASON_SITE_NOT_FOUND,
             f"there is no site {site!r}, and no invitation of it",
-            remedy=f"Let it in: sendense agent invite {site}.",
+            remedy=f"Let it in: `sendense agent invite {site}`.",
             site=site,
         )
     return found

@@ -180,7 +180,9 @@ def _remarks(answer: pb.ListKeysResponse) -> list[str]:
     if answer.unreadable_count:
         lines.append(
             f"[red]{_passwords(answer.unreadable_count)} under keys that are missing or do not fit[/red]: "
-            "restore the key, or give them anew (`sendense vcenter password`); the service's log names them"
+            "restore the key, or give them anew: "
+            "`sendense vcenter password NAME --username USER --password-file FILE`; "
+            "the service's log names them"
         )
     for failure in (answer.failure, answer.rewrap_failure):
         if failure.message and failure.message not in "\n".join(lines):

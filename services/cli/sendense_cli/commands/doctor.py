@@ -146,7 +146,7 @@ def _keys(told: key_service_pb2.ListKeysResponse) -> list[pb.Check]:
                 pb.CHECK_STATUS_ERROR,
                 f"{told.unreadable_count} passwords are under keys that are missing or do not fit",
                 "`sendense credentials key list` names the keys. Restore them, or give the passwords anew "
-                "with `sendense vcenter password`.",
+                "with `sendense vcenter password NAME --username USER --password-file FILE`.",
             )
         )
     if checks:
@@ -176,7 +176,7 @@ async def _bound(session: Session) -> list[pb.Check]:
     if not unbound:
         return [_check(name, pb.CHECK_STATUS_OK, "each password is bound to a vCenter")]
     finding = f"go wherever the hub says, as they are bound to no vCenter: {', '.join(unbound)}"
-    remedy = "Bind each: `sendense vcenter change NAME --address … --ca-file …`."
+    remedy = "Bind each: `sendense vcenter change NAME --address HOST --ca-file FILE`."
     return [_check(name, pb.CHECK_STATUS_WARNING, finding, remedy)]
 
 

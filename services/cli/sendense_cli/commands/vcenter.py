@@ -62,8 +62,9 @@ def add(
                 raise SendenseError(
                     Reason.REASON_VCENTER_EXISTS,
                     f"there is a vCenter {name!r} already",
-                    remedy="Give another name, or change it: `sendense vcenter change`, "
-                    "`sendense vcenter password`.",
+                    remedy="Give another name, or change it: "
+                    f"`sendense vcenter change {name} --address HOST --ca-file FILE`, "
+                    f"`sendense vcenter password {name} --username USER --password-file FILE`.",
                 )
             site = agent or await _only_agent(stub)
             vcenter = vcenter_input.for_hub(pb.Vcenter(name=name, site_name=site), where)

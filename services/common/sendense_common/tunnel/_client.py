@@ -304,7 +304,7 @@ async def _connect(
             f"the hub at {hub} does not know the key of agent {config.agent_id!r} "
             f"({_own_fingerprint(config.private_key_file)})",
             remedy="Its key was revoked or replaced, or the site was never let in: have it invited at the "
-            "centre (`sendense agent invite`).",
+            f"centre (`sendense agent invite {config.agent_id}`).",
         ) from error
     except asyncssh.ServiceNotAvailable as error:
         raise SendenseError(

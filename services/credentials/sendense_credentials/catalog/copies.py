@@ -69,5 +69,5 @@ def check(copy: Path) -> None:
         raise SendenseError(
             Reason.REASON_INVALID_REQUEST,
             f"{copy} is no backup of the credentials database: {problem}",
-            remedy="Name a file that `sendense credentials backup` made.",
+            remedy="Name a file that `sendense credentials backup --output FILE` made.",
         )

@@ -259,7 +259,7 @@ class CredentialVault:
                     Reason.REASON_CREDENTIAL_IN_USE,
                     f"credential {name!r} is about to be used: {waiting[0].describe()}",
                     remedy="Wait for that, or take the credential back from the agent first: "
-                    "`sendense vcenter ungrant`.",
+                    f"`sendense vcenter ungrant {name.removeprefix('vcenter/')} --agent SITE`.",
                     credential=credential_id,
                 )
             credentials.delete(connection, credential_id)
@@ -295,8 +295,10 @@ class CredentialVault:
         try:
             return from_plaintext(await disclose(credential.envelope, *identity, self._keys))
         except SendenseError as error:
+            name = credential.name.removeprefix("vcenter/")
             error.remedy += (
-                " To give it anew: `sendense vcenter password` with --address, and --ca-file or --thumbprint."
+                f" To give it anew: `sendense vcenter password {name} --username USER --password-file FILE "
+                "--address HOST --ca-file FILE`."
             )
             raise
 
@@ -306,8 +308,9 @@ def _bound_to_nothing(credential: Credential) -> SendenseError:
     return invalid(
         "secret.endpoint",
         f"is required: credential {credential.name!r} was stored before passwords were bound to a vCenter",
-        remedy=f"Give --address, and --ca-file or --thumbprint, to `sendense vcenter password {name}` too: "
-        "that binds the new password at once.",
+        remedy="Bind the new password at once: "
+        f"`sendense vcenter password {name} --username USER --password-file FILE "
+        "--address HOST --ca-file FILE`.",
     )
 
 
@@ -329,7 +332,8 @@ def agent_unknown(agent_id: str) -> SendenseError:
     return SendenseError(
         Reason.REASON_AGENT_UNKNOWN,
         f"the credentials service does not know agent {agent_id}",
-        remedy="`sendense agent list` shows who there is; `sendense agent invite` begins with a new one.",
+        remedy="`sendense agent list` shows who there is; "
+        "`sendense agent invite SITE` begins with a new one.",
         site=agent_id,
     )
 

@@ -132,5 +132,5 @@ def _no_key(problem: str) -> SendenseError:
     return SendenseError(
         Reason.REASON_CREDENTIAL_UNREADABLE,
         problem,
-        remedy="Restore it from its backup. New installation: sendense-credentials init-key --state DIR",
+        remedy="Restore it from its backup. New installation: `sendense-credentials init-key --state DIR`.",
     )

@@ -105,7 +105,7 @@ def _open(url: str) -> Catalog:
             Reason.REASON_INTERNAL,
             f"the catalog {engine.url.render_as_string()} cannot be used: {cause}",
             remedy="It may be damaged, or made by a newer version of Sendense: upgrade, or restore it with "
-            "`sendense repository restore-catalog`.",
+            "`sendense repository restore-catalog DIR`.",
         ) from error
     return Catalog(engine, hub_id)
 

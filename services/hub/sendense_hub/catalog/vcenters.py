@@ -23,7 +23,7 @@ def add(connection: sa.Connection, vcenter: pb.Vcenter) -> pb.Vcenter:
         raise SendenseError(
             Reason.REASON_VCENTER_EXISTS,
             f"there is a vCenter {vcenter.name!r} already",
-            remedy="Choose another name, or remove it first: `sendense vcenter remove`.",
+            remedy=f"Choose another name, or remove it first: `sendense vcenter remove {vcenter.name}`.",
             vcenter=vcenter.name,
         )
     connection.execute(

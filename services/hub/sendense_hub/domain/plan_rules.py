@@ -66,7 +66,7 @@ def check_plan(
         raise SendenseError(
             Reason.REASON_VM_HAS_NO_PROTECTABLE_DISK,
             f"VM {plan.vm_name} has no disk that a snapshot can protect",
-            remedy="Look at the reasons per disk: `sendense job show`.",
+            remedy="Look at the reasons per disk: `sendense job show JOB`.",
             vm=plan.vm_name,
         )
     identities = [disk.disk_object_id for disk in plan.disks if disk.disk_object_id]

@@ -225,7 +225,8 @@ def _cancelling(job: pb.Job) -> None:
         raise SendenseError(
             Reason.REASON_JOB_ENDED,
             f"job {job.job_id} has ended" if ended else f"the point of job {job.job_id} is being completed",
-            remedy="`sendense job show` has its result. A point is removed with `sendense point delete`.",
+            remedy=f"`sendense job show {job.job_id[:8]}` has its result. A point is removed with "
+            "`sendense point delete POINT`.",
             job=job.job_id,
         )
     job.state = pb.JOB_STATE_CANCELLING

@@ -159,7 +159,7 @@ class Enrolment:
                 raise SendenseError(
                     Reason.REASON_FINGERPRINT_MISMATCH,
                     f"the key that waits for site {site!r} is {keys.fingerprint}, not {fingerprint}",
-                    remedy="Look again: `sendense agent show`.",
+                    remedy=f"Look again: `sendense agent show {site}`.",
                     site=site,
                 )
             if found.state == APPROVED:

@@ -183,8 +183,9 @@ def _still_refused(vcenter_name: str, refused: RefusedLogin) -> SendenseError:
         Reason.REASON_VCENTER_LOGIN_FAILED,
         f"vCenter {vcenter_name} refused the user name or password on {since}, and they were neither changed "
         f"nor tested since: nothing logs in with them, for accounts get locked ({refused.message})",
-        remedy=f"Change them: `sendense vcenter password {vcenter_name}`; or, if they are right, try them: "
-        f"`sendense vcenter test {vcenter_name}`.",
+        remedy="Change them: "
+        f"`sendense vcenter password {vcenter_name} --username USER --password-file FILE`; "
+        f"or, if they are right, try them: `sendense vcenter test {vcenter_name}`.",
         retryable=False,
         vcenter=vcenter_name,
         refused_since=moment.isoformat(timespec="seconds"),

@@ -85,7 +85,7 @@ class Lending:
                 f"the agent of site {self._vcenter.site_name!r} asked for more leases for this job than "
                 f"logins can need; the last {len(self._known)} were in this attempt",
                 remedy="Look at the agent's log for why it logs in so often. If there is no reason, somebody "
-                "else may have its keys: `sendense agent revoke`.",
+                f"else may have its keys: `sendense agent revoke {self._vcenter.site_name}`.",
                 retryable=False,
                 site=self._vcenter.site_name,
                 job=self._job_id,

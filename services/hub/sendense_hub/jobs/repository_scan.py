@@ -35,7 +35,8 @@ _KINDS = {
     FindingKind.DAMAGED: pb.SCAN_FINDING_KIND_DAMAGED,
     FindingKind.CHAIN_BROKEN: pb.SCAN_FINDING_KIND_CHAIN_BROKEN,
 }
-_ANEW = "Bring it back from a copy of the repository; else make a full: `sendense backup start --mode full`."
+_FULL = "`sendense backup start VM --mode full`"
+_ANEW = f"Bring it back from a copy of the repository; else make a full: {_FULL}."
 _REMEDIES = {
     FindingKind.HALF_POINT: "If no hub writes it, its directory can be removed: it cannot be restored.",
     FindingKind.HALF_DELETED: "If no hub deletes it, its directory can be removed: it was to go.",
@@ -182,7 +183,7 @@ class RepositoryScan:
                 path=directory,
                 point_id=row.point_id,
                 finding=f"the catalog and its point.json disagree about {', '.join(different)}",
-                remedy="Somebody changed one of them. Make a full: `sendense backup start --mode full`.",
+                remedy=f"Somebody changed one of them. Make a full: {_FULL}.",
             )
         if (before.vcenter_name, before.repository_name) != (row.vcenter_name, row.repository_name):
             points.rename_place(
@@ -233,8 +234,10 @@ class RepositoryScan:
                     kind=pb.SCAN_FINDING_KIND_VCENTER_UNKNOWN,
                     path=uuid,
                     finding=f"points come from it, which was called {name}, and {what}",
-                    remedy="They can be exported. To go on with incrementals: `sendense vcenter add`, "
-                    "`sendense vcenter test`, and scan again.",
+                    remedy="They can be exported. To go on with incrementals: "
+                    f"`sendense vcenter add {name} --address HOST --username USER "
+                    "--password-file FILE --ca-file FILE`, "
+                    f"`sendense vcenter test {name}`, and scan again.",
                 )
 
     def _summed_up(self) -> pb.ScanSummary:

@@ -92,7 +92,7 @@ class Admission:
         if found is None:
             raise _not_authenticated(
                 f"nobody let the certificate {name[:64]!r} in, and no token was sent",
-                "An admin lets it in with `sendense operator certificate add`.",
+                "An admin lets it in with `sendense operator certificate add NAME --role viewer`.",
             )
         return found
 

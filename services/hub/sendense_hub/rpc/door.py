@@ -89,7 +89,8 @@ class Door:
                 _OPERATORS,
                 pb.CHECK_STATUS_WARNING,
                 f"{text}; these expire soon: {', '.join(ending)}",
-                "Revoke them and make new ones: `sendense operator token`.",
+                "Revoke them, `sendense operator token revoke NAME`, and make new ones: "
+                "`sendense operator token create NAME --role viewer`.",
             )
         return _check(_OPERATORS, pb.CHECK_STATUS_OK, text)
 

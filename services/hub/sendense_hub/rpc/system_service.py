@@ -194,8 +194,9 @@ class SystemService(SystemServiceServicer):
                         what,
                         pb.CHECK_STATUS_ERROR,
                         f"refused the password on {moment}; nothing logs in there since",
-                        f"Change it with `sendense vcenter password {vcenter.name}`, or try it with "
-                        f"`sendense vcenter test {vcenter.name}`.",
+                        "Change it with "
+                        f"`sendense vcenter password {vcenter.name} --username USER --password-file FILE`, "
+                        f"or try it with `sendense vcenter test {vcenter.name}`.",
                     )
                 )
             else:
@@ -243,7 +244,7 @@ class SystemService(SystemServiceServicer):
             pb.CHECK_STATUS_WARNING,
             "running jobs have old ones: "
             + ", ".join(f"{job.vm_name} (job {job.job_id[:8]})" for job in old),
-            "It grows until the job ends, and goes at its maximum age: see `sendense job show`.",
+            "It grows until the job ends, and goes at its maximum age: see `sendense job show JOB`.",
         )
 
     async def _damaged_points(self) -> pb.Check:
@@ -257,8 +258,8 @@ class SystemService(SystemServiceServicer):
             "points",
             pb.CHECK_STATUS_ERROR,
             f"damaged: {shown}{more}",
-            "`sendense point show` says what is wrong. Restore the files from a copy of the repository and "
-            "verify the point, or delete it; the next backup of its disks is a full.",
+            "`sendense point show POINT` says what is wrong. Restore the files from a copy of the repository "
+            "and verify the point, or delete it; the next backup of its disks is a full.",
         )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import uuid
 from typing import Any
 
@@ -59,7 +60,8 @@ class TrustService(TrustServiceServicer):
                     Reason.REASON_NOT_READ_WHOLE,
                     f"of VM {machine.name}, disk {', '.join(map(str, unread))} was not read as a whole since "
                     "its changed block tracking left something out: more may be missing in its points",
-                    remedy=f"Back it up once more: `sendense backup start {machine.name}`. Then accept.",
+                    remedy="Back it up once more: "
+                    f"`sendense backup start {shlex.quote(machine.name)}`. Then accept.",
                     vm=machine.name,
                 )
             for key in wanted:

@@ -127,7 +127,9 @@ def _explain(user: str, label: str, words: str) -> SendenseError:
         return SendenseError(
             Reason.REASON_VCENTER_LOGIN_FAILED,
             f"{label}: the vCenter refuses {user!r} through VDDK: {words}",
-            remedy="Set the right password with `sendense vcenter password`, and test it.",
+            remedy="Set the right password: "
+            "`sendense vcenter password NAME --username USER --password-file FILE`; "
+            "then `sendense vcenter test NAME`.",
         )
     if _UNTRUSTED.search(words):
         return SendenseError(
