@@ -226,8 +226,13 @@ async def test_rule_21_a_site_cannot_claim_another_sites_vcenter(catalog: Catalo
     with pytest.raises(SendenseError, match="as vc of site a is") as claimed:
         await catalog.run(identify("evil", "vc-uuid"))
     assert claimed.value.reason == Reason.REASON_VCENTER_IDENTITY
-    with pytest.raises(SendenseError, match="and was vc-uuid"):
+    assert "`sendense vcenter remove evil`" in claimed.value.remedy
+    with pytest.raises(SendenseError, match=r"another vCenter answers at h:443: .* and was vc-uuid") as other:
         await catalog.run(identify("vc", "another"))
+    # Either the address is wrong, or it was replaced.
+    assert "`sendense vcenter change vc --address HOST`" in other.value.remedy
+    assert "`sendense vcenter remove vc`" in other.value.remedy
+    assert "`sendense vcenter add vc --address h:443 --username USER" in other.value.remedy
     # Not even once the vCenter is no longer there, while its points are.
     await catalog.run(lambda connection: vcenters.remove(connection, "vc"))
     await catalog.run(identify("evil", "vc-uuid"))

@@ -95,15 +95,21 @@ def set_identity(connection: sa.Connection, name: str, instance_uuid: str) -> No
     """
     columns = vcenters.c
     row = connection.execute(
-        sa.select(columns.instance_uuid, columns.site_name).where(columns.name == name)
+        sa.select(columns.instance_uuid, columns.site_name, columns.host, columns.port).where(
+            columns.name == name
+        )
     ).one_or_none()
     if row is None or row.instance_uuid == instance_uuid:
         return
     if row.instance_uuid:
         raise SendenseError(
             Reason.REASON_VCENTER_IDENTITY,
-            f"vCenter {name} says that it is {instance_uuid}, and was {row.instance_uuid}",
-            remedy="If it was replaced by another one, remove it here and add it again.",
+            f"another vCenter answers at {row.host}:{row.port}: vCenter {name} says that it is "
+            f"{instance_uuid}, and was {row.instance_uuid}",
+            remedy=f"If the address is wrong: `sendense vcenter change {name} --address HOST`. If it was "
+            f"replaced by another one: `sendense vcenter remove {name}`, then `sendense vcenter add {name} "
+            f"--address {row.host}:{row.port} --username USER --password-file FILE --ca-file FILE`; restore "
+            "points stay, and its VMs' next backups are fulls.",
             vcenter=name,
         )
     other = connection.execute(
@@ -115,7 +121,8 @@ def set_identity(connection: sa.Connection, name: str, instance_uuid: str) -> No
         raise SendenseError(
             Reason.REASON_VCENTER_IDENTITY,
             f"vCenter {name} says that it is {instance_uuid}, as {other.name} of site {other.site_name} is",
-            remedy="One vCenter belongs to one site. A cloned vCenter needs an instance UUID of its own.",
+            remedy=f"One vCenter belongs to one site: `sendense vcenter remove {name}`, or that of the other "
+            "site. A cloned vCenter needs an instance UUID of its own.",
             vcenter=name,
             other=other.name,
         )
