@@ -30,9 +30,9 @@ SENDENSE_VDDK_LIBDIR. SENDENSE_LOG sets the log level.
 examples:
   sendense-agent enroll --state /var/lib/sendense/agent --hub backup.example.net:8022 \\
       --hub-fingerprint SHA256:... --site paris --code XXXX-XXXX-XXXX
-  sendense-agent configure --state /var/lib/sendense --site paris --hub backup.example.net:8022 \\
+  sendense-agent configure --state /var/lib/sendense/agent --site paris --hub backup.example.net:8022 \\
       --hub-key "ssh-ed25519 AAAA..."
-  sendense-agent run --state /var/lib/sendense
+  sendense-agent run --state /var/lib/sendense/agent
 """
 
 

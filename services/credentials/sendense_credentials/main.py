@@ -36,7 +36,7 @@ sockets in RUN, each for one audience:
 
 example:
   sendense-credentials init-key --state /var/lib/sendense/credentials
-  sendense-credentials --state /var/lib/sendense/credentials --run /run/sendense/credentials
+  sendense-credentials --state /var/lib/sendense/credentials --run /var/lib/sendense/run/cred
 """
 
 

@@ -61,6 +61,27 @@ def test_the_commands_of_the_page_are_understood():
             pytest.fail(f"{program} {shlex.join(words)}: {error!r}")
 
 
+@pytest.mark.parametrize(
+    ("service", "program"),
+    [(sendense_agent, "sendense-agent"), (sendense_credentials, "sendense-credentials"),
+     (sendense_hub, "sendense-hub")],
+)  # fmt: skip
+def test_the_examples_of_a_services_help_are_understood_and_agree_on_its_directories(
+    service: Any, program: str
+):
+    epilog = service.main._EPILOG.replace("\\\n", " ")
+    examples = re.findall(rf"^  {program} (.*)", epilog, re.MULTILINE)
+    assert examples
+    for words in map(shlex.split, examples):
+        PARSERS[program](words)
+    for option in ("--state", "--run"):
+        given = {words[words.index(option) + 1] for words in map(shlex.split, examples) if option in words}
+        assert len(given) <= 1, (option, given)
+        # As the page has it, whose directories the `sendense` command looks into.
+        page = (ROOT / "docs" / "operations.md").read_text()
+        assert all(f"| `{directory}`" in page for directory in given), given
+
+
 def test_contributing_lists_the_targets_of_make():
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert len(targets) > 5
