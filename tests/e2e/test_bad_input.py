@@ -36,6 +36,8 @@ def point(shared_world: World, shared_lab: Lab) -> dict[str, Any]:
         (["job", "show", _UNKNOWN], 3, "JOB_NOT_FOUND"),
         (["job", "cancel", _UNKNOWN], 3, "JOB_NOT_FOUND"),
         (["job", "trace", _UNKNOWN], 3, "JOB_NOT_FOUND"),
+        (["point", "list", "no-such-vm"], 3, "VM_NOT_FOUND"),
+        (["point", "list", "kept", "--vcenter", "nowhere"], 3, "VCENTER_NOT_FOUND"),
         (["point", "show", _UNKNOWN], 3, "POINT_NOT_FOUND"),
         (["point", "verify", _UNKNOWN], 3, "POINT_NOT_FOUND"),
         (["point", "delete", _UNKNOWN], 3, "POINT_NOT_FOUND"),

@@ -8,10 +8,12 @@ from pathlib import Path
 import grpc
 import pytest
 from tests.integration.hub.kit import Api, api_of, world
-from tests.integration.hub.scripted_agent import MACHINE_NAME, VCENTER
+from tests.integration.hub.scripted_agent import MACHINE, MACHINE_NAME, VCENTER, backup, plan_of
+from tests.integration.hub.test_backups import FIRST
 
 from sendense.agent.v1 import agent_service_pb2 as agent
 from sendense.common.v1.reason_pb2 import Reason
+from sendense.hub.v1 import job_pb2, point_service_pb2
 from sendense.hub.v1 import vcenter_service_pb2 as pb
 from sendense.hub.v1.vcenter_service_pb2_grpc import VcenterServiceStub
 from sendense_common.errors import SendenseError
@@ -78,3 +80,30 @@ async def test_address_and_trust_of_a_vcenter_are_changed_and_nothing_else(api: 
     wanted.name, wanted.certificate_sha256 = "nobody", bytes(32)
     unknown = await refused(service.ChangeVcenter(pb.ChangeVcenterRequest(vcenter=wanted)))
     assert unknown.reason == Reason.REASON_VCENTER_NOT_FOUND
+
+
+async def test_points_of_a_vm_that_never_was_are_not_found_and_of_one_that_is_or_was_may_be_none(api: Api):
+    async def listed(vm: str, vcenter: str = "") -> list[str]:
+        request = point_service_pb2.ListPointsRequest(vm=vm, vcenter_name=vcenter)
+        return [each.point_id for each in (await api.points.ListPoints(request)).points]
+
+    async def refusal(vm: str, vcenter: str = "") -> Reason.ValueType:
+        return (await refused(listed(vm, vcenter))).reason
+
+    # The hub has never seen it, so the vCenter is asked.
+    for name in (MACHINE_NAME, MACHINE, "vm-1"):
+        assert await listed(name) == await listed(name, VCENTER) == []
+    assert await refusal("nobody") == await refusal("nobody", VCENTER) == Reason.REASON_VM_NOT_FOUND
+    assert await refusal(MACHINE_NAME, "nowhere") == Reason.REASON_VCENTER_NOT_FOUND
+
+    api.world.agent.script = backup(FIRST, plan_of())
+    job = await api.ended((await api.start_backup()).job_id)
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.failure
+    for name in (MACHINE_NAME, MACHINE, "vm-1"):
+        assert await listed(name) == await listed(name, VCENTER) == [job.point_id]
+    # Whoever it was, nobody asks for it any more, and its points go: it was there all the same.
+    await VcenterServiceStub(api.channel).RemoveVcenter(pb.RemoveVcenterRequest(name=VCENTER))
+    assert await listed(MACHINE_NAME) == [job.point_id]
+    await api.points.DeletePoint(point_service_pb2.DeletePointRequest(point_id=job.point_id))
+    assert await listed(MACHINE_NAME) == await listed(MACHINE, VCENTER) == []
+    assert await refusal("nobody") == Reason.REASON_VM_NOT_FOUND

@@ -30,7 +30,7 @@ class Format(enum.StrEnum):
 
 @app.command("list")
 def list_(
-    vm: Annotated[str, typer.Argument(help="Only of VMs with this name or instance UUID.")] = "",
+    vm: Annotated[str, typer.Argument(help="Only of VMs with this name, ID (vm-123) or instance UUID.")] = "",
     vcenter: Annotated[str, typer.Option(metavar="N", help="Only of this vCenter.")] = "",
     limit: Annotated[int, typer.Option(help="At most this many.", min=1, max=1000)] = 50,
     state: State = DEFAULT_STATE,

@@ -275,7 +275,7 @@ def _services(
         rpc.Service(
             "sendense.hub.v1.PointService",
             point_service_pb2_grpc.add_PointServiceServicer_to_server,
-            PointService(workshop),
+            PointService(workshop, intake),
         ),
         rpc.Service(
             "sendense.hub.v1.RepositoryService",

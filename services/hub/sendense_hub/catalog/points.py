@@ -14,7 +14,7 @@ from sendense.hub.v1 import point_service_pb2 as pb
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import verifications
 from sendense_hub.catalog.jobs import named, too_short
-from sendense_hub.catalog.schema import point_disks, restore_points
+from sendense_hub.catalog.schema import jobs, point_disks, restore_points, virtual_machines
 from sendense_hub.domain.times import to_timestamp, to_us
 
 
@@ -104,7 +104,13 @@ def listed(
         .limit(limit)
     )
     if vm:
-        query = query.where(sa.or_(columns.vm_name == vm, columns.vm_instance_uuid == vm))
+        seen = virtual_machines.c
+        seen_so = sa.exists().where(
+            seen.moref == vm,
+            seen.vcenter_name == columns.vcenter_name,
+            seen.instance_uuid == columns.vm_instance_uuid,
+        )
+        query = query.where(sa.or_(columns.vm_name == vm, columns.vm_instance_uuid == vm, seen_so))
     if vcenter_name:
         query = query.where(columns.vcenter_name == vcenter_name)
     if after:
@@ -116,6 +122,18 @@ def listed(
             )
         )
     return _messages(connection, connection.execute(query).all())
+
+
+def ever_backed_up(connection: sa.Connection, vm: str, vcenter_name: str = "") -> bool:
+    """Whether a point, in any state, or a job is or was of a VM with this name or instance UUID."""
+    for table in (restore_points, jobs):
+        wanted = [sa.or_(table.c.vm_name == vm, table.c.vm_instance_uuid == vm)]
+        wanted.append(table.c.vm_instance_uuid != "")  # a job whose VM was not found has its name too
+        if vcenter_name:
+            wanted.append(table.c.vcenter_name == vcenter_name)
+        if connection.scalar(sa.select(sa.exists().where(*wanted))):
+            return True
+    return False
 
 
 def of_job(connection: sa.Connection, job_id: str) -> pb.RestorePoint | None:

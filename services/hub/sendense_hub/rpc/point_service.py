@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import sqlalchemy as sa
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import point_service_pb2 as pb
@@ -17,6 +18,7 @@ from sendense.hub.v1.point_service_pb2_grpc import PointServiceServicer
 from sendense_common import audit_log, telemetry
 from sendense_common.errors import SendenseError, invalid
 from sendense_hub.catalog import points
+from sendense_hub.jobs.intake import Intake
 from sendense_hub.jobs.point_health import remember_damage, remember_right
 from sendense_hub.jobs.workshop import Workshop
 from sendense_hub.repository import PointDocument, Repository, delete_point, export_disk, verify_point
@@ -30,8 +32,9 @@ _PATH_CHARS = 4096
 class PointService(PointServiceServicer):
     """Shows, verifies, exports and deletes restore points."""
 
-    def __init__(self, workshop: Workshop) -> None:
+    def __init__(self, workshop: Workshop, intake: Intake) -> None:
         self._workshop = workshop
+        self._intake = intake
 
     async def GetPoint(self, request: pb.GetPointRequest, context: _Context) -> pb.GetPointResponse:
         """See the contract."""
@@ -51,6 +54,8 @@ class PointService(PointServiceServicer):
                 after=after,
             )
         )
+        if request.vm and not found and after is None:
+            await self._find(request.vm, request.vcenter_name)
         answer = pb.ListPointsResponse(points=found[:limit])
         if len(found) > limit:
             last = found[limit - 1]
@@ -58,6 +63,19 @@ class PointService(PointServiceServicer):
                 last.complete_time.ToMicroseconds(), last.point_id
             )
         return answer
+
+    async def _find(self, vm: str, vcenter_name: str) -> None:
+        """VM_NOT_FOUND when there never was one; VCENTER_NOT_FOUND, and what a vCenter refuses with."""
+
+        def known(connection: sa.Connection) -> bool:
+            return points.ever_backed_up(connection, vm, vcenter_name)
+
+        if not await self._workshop.catalog.run(known):
+            try:
+                await self._intake.locate(vm, vcenter_name)
+            except SendenseError as error:
+                if error.reason != Reason.REASON_VM_AMBIGUOUS:  # then there are even several
+                    raise
 
     async def VerifyPoint(
         self, request: pb.VerifyPointRequest, context: _Context

@@ -76,7 +76,8 @@ class PointServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPoints(self, request, context):
-        """Points, newest first.
+        """Points, newest first. VM_NOT_FOUND when no VM that is named so was ever seen, backed up, or is at a vCenter now:
+        one of which nothing is known is looked for as ListVirtualMachines does, with what that may refuse with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -21,7 +21,9 @@ class PointServiceStub:
     GetPoint: _aio.UnaryUnaryMultiCallable[_point_service_pb2.GetPointRequest, _point_service_pb2.GetPointResponse]
     """One point. POINT_NOT_FOUND."""
     ListPoints: _aio.UnaryUnaryMultiCallable[_point_service_pb2.ListPointsRequest, _point_service_pb2.ListPointsResponse]
-    """Points, newest first."""
+    """Points, newest first. VM_NOT_FOUND when no VM that is named so was ever seen, backed up, or is at a vCenter now:
+    one of which nothing is known is looked for as ListVirtualMachines does, with what that may refuse with.
+    """
     VerifyPoint: _aio.UnaryStreamMultiCallable[_point_service_pb2.VerifyPointRequest, _point_service_pb2.VerifyPointResponse]
     """Reads every block of every disk through the chain and compares it with the ledgers; runs qemu-img check on
     every layer. POINT_CORRUPT names point, disk and offset, and is remembered until a later call finds all right.
@@ -53,7 +55,9 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _point_service_pb2.ListPointsRequest,
         context: _aio.ServicerContext[_point_service_pb2.ListPointsRequest, _abc.Awaitable[_point_service_pb2.ListPointsResponse]],
     ) -> _abc.Awaitable[_point_service_pb2.ListPointsResponse]:
-        """Points, newest first."""
+        """Points, newest first. VM_NOT_FOUND when no VM that is named so was ever seen, backed up, or is at a vCenter now:
+        one of which nothing is known is looked for as ListVirtualMachines does, with what that may refuse with.
+        """
 
     @_abc_1.abstractmethod
     def VerifyPoint(
