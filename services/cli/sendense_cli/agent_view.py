@@ -24,7 +24,7 @@ def rows(agents: Iterable[KnownAgent]) -> Table:
             words.moment(each.site.create_time) if each.site else "-",
             identity.fingerprint if identity else "-", invitation(each),
         ])  # fmt: skip
-    return table(["SITE", "STATE", "CONNECTED", "SINCE", "FINGERPRINT", "INVITATION"], made)
+    return table(["SITE", "STATE", "CONNECTED", "SINCE", "AGENT FINGERPRINT", "INVITATION"], made)
 
 
 def invitation(agent: KnownAgent) -> str:
@@ -48,13 +48,23 @@ def details(agent: KnownAgent) -> str:
             ("connected", f"yes, version {site.agent_version}" if site.connected else "no"),
             ("since", words.moment(site.create_time)),
             ("revoked", words.moment(site.revoke_time)),
-            ("fingerprint", agent.identity.fingerprint if agent.identity else _unknown(agent)),
-            ("SSH key", f"{site.fingerprint} (alone, as ssh-keygen -l shows it)"),
+            *_fingerprints(agent),
+            ("SSH key", f"{site.fingerprint} (alone, as ssh-keygen -l shows it and the hub records it)"),
         ]
     facts.append(("invitation", invitation(agent)))
     if agent.shown is not None:
-        facts.append(("shown keys", f"{agent.shown.fingerprint}: compare, then sendense agent approve"))
+        what = f"compare at the site, then `sendense agent approve {agent.name}`"
+        facts.append(("shown", f"{agent.shown.fingerprint} (of the new agent's three keys: {what})"))
     return "\n".join(f"{name:<12} {value}" for name, value in facts if value != "-")
+
+
+def _fingerprints(agent: KnownAgent) -> list[tuple[str, str]]:
+    if agent.identity is None:
+        return [("agent", _unknown(agent))]
+    return [
+        ("agent", f"{agent.identity.fingerprint} (of its three keys together: what people compare)"),
+        ("lease keys", f"{agent.identity.keys.fingerprint} (signing and sealing key: for passwords)"),
+    ]
 
 
 def _unknown(agent: KnownAgent) -> str:

@@ -61,6 +61,7 @@ class KnownAgent:
             "agent_version": site.agent_version,
             "fingerprint": self.identity.fingerprint if self.identity else "",
             "ssh_fingerprint": site.fingerprint,
+            "lease_keys_fingerprint": self.identity.keys.fingerprint if self.identity else "",
             "create_time": told.get("create_time"),
             "revoke_time": told.get("revoke_time"),
             "invitation": None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 import pytest
@@ -25,3 +26,16 @@ def test_the_page_lists_the_acts():
 
 def test_the_page_explains_the_problems():
     assert [f"| {problem} |" for problem in Problem if f"\n| {problem} | " not in _PAGE] == []
+
+
+def test_a_fingerprint_in_a_record_says_of_which_keys_it_is():
+    calls = [
+        call
+        for path in (ROOT / "services").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+        if call.func.attr in {"record", "record_blocking", "recorded"}
+    ]
+    named = {each.arg for call in calls for each in call.keywords if "fingerprint" in ast.unparse(each.value)}
+    assert named == {"ssh_fingerprint", "lease_keys_fingerprint"}
+    assert "replaces" not in {each.arg for call in calls for each in call.keywords}

@@ -189,7 +189,7 @@ async def _approved(
 def _say_what_to_compare(asked: Asked, identity: AgentIdentity, say: Say) -> None:
     say(
         f"The hub at {asked.hub_host}:{asked.hub_port} is the right one, and has this agent's public keys.\n"
-        f"Their fingerprint, for the person at the centre to compare:\n\n"
+        f"Their fingerprint, of all three, for the person at the centre to compare:\n\n"
         f"    {identity.fingerprint}\n\n"
         f"There: sendense agent approve {asked.site}\n"
         "Waiting for approval, for an hour at most. Ctrl-C is safe: the same command goes on."

@@ -232,7 +232,8 @@ async def invite_agent(session: Session, site: str, hub: str, *, rotate: bool) -
         facts,
         f"Paste this at the site, before {words.clock(until)}; it works once:\n\n{line}\n\n"
         "Others at that host may see the code in its command line: leave --code out, and it is asked for.\n"
-        f"Then compare fingerprints here: sendense agent approve {site}",
+        "--hub-fingerprint is that of the hub's host key: the agent compares it by itself.\n"
+        f"Then compare the agent's own, which it shows at the site: sendense agent approve {site}",
     )
     if warning and not session.as_json:
         show_warning(warning, _LISTEN_FOR_OTHERS)
@@ -299,9 +300,9 @@ async def _compared(found: KnownAgent, identity: AgentIdentity, given: str, *, a
         return given.strip() == identity.fingerprint
     if as_json or not sys.stdin.isatty():
         raise invalid("--fingerprint", "is needed where nobody can be asked")
-    old = f"\nThey replace {found.identity.fingerprint}." if found.identity else ""
+    old = f"\nThey replace keys with {found.identity.fingerprint}." if found.identity else ""
     sys.stderr.write(
-        f"Site {found.name}: an agent shows keys with this fingerprint:\n\n    "
+        f"Site {found.name}: an agent shows three keys with this fingerprint of all:\n\n    "
         f"{identity.fingerprint}\n{old}\n"
         "Compare it with what the agent shows at the site, not by way of the hub.\n"
     )

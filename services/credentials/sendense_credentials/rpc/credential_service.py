@@ -107,7 +107,7 @@ class CredentialServicer(CredentialServiceServicer):
                 audit_log.record_blocking(
                     "agent.register",
                     subject=agent.agent_id,
-                    fingerprint=agent.keys.fingerprint,
+                    lease_keys_fingerprint=agent.keys.fingerprint,
                     leases_ended=ended,
                 )
             return new

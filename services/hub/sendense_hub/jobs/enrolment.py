@@ -170,7 +170,7 @@ class Enrolment:
             invitations.put(connection, approved)
             act = "agent.rotate" if found.rotates else "agent.approve"
             audit_log.record_blocking(
-                act, subject=site, ssh_fingerprint=keys.fingerprint, replaces=before or "none"
+                act, subject=site, ssh_fingerprint=keys.fingerprint, replaces_ssh_fingerprint=before or "none"
             )
             return approved, before
 

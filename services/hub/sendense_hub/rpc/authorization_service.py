@@ -56,7 +56,7 @@ class AuthorizationService(AuthorizationServiceServicer):
             subject=request.target,
             outcome="refused",
             actor=who,
-            fingerprint=request.fingerprint,
+            ssh_fingerprint=request.fingerprint,
             address=request.address,
             request=request.request,
             cause=request.cause,

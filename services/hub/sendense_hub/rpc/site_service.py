@@ -37,7 +37,7 @@ class SiteService(SiteServiceServicer):
 
         def register(connection: sa.Connection) -> pb.Site:
             site = sites.register(connection, name, key, fingerprint)
-            audit_log.record_blocking("site.register", subject=name, fingerprint=fingerprint)
+            audit_log.record_blocking("site.register", subject=name, ssh_fingerprint=fingerprint)
             return site
 
         site = await self._workshop.catalog.run(register)
