@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,8 @@ pytestmark = pytest.mark.e2e
 _NAME = "busy"
 
 
-def _busy(made: World) -> tuple[Lab, str]:
-    """A VM whose backup is in the middle of its copy: the lab, the job's ID."""
+def _busy(made: World, *, slow: bool = False) -> tuple[Lab, str]:
+    """A VM whose backup is in the middle of its copy, and stays slow if that is wanted: lab, job's ID."""
     lab = made.lab()
     (key,) = lab.add_vm(_NAME, [96 * MIB]).disks
     lab.write(_NAME, key, 0, data(96 * MIB, "busy"))
@@ -32,7 +36,8 @@ def _busy(made: World) -> tuple[Lab, str]:
         return job["phase"] == "JOB_PHASE_COPY" and any(int(disk["read_bytes"]) for disk in job["disks"])
 
     until(copying, "the copy runs")
-    lab.command("set", read_seconds=0.0)
+    if not slow:
+        lab.command("set", read_seconds=0.0)
     return lab, job_id
 
 
@@ -54,8 +59,33 @@ def _goes_on(made: World, lab: Lab, job_id: str) -> dict[str, Any]:
     return job
 
 
+@contextlib.contextmanager
+def _watcher(made: World, job_id: str) -> Iterator[subprocess.Popen[str]]:
+    """`sendense job watch`, which has seen the job; without the mark of what must end with `sendense up`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "sendense_cli.main", "job", "watch", job_id],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "SENDENSE_STATE": str(made.installation.state)},
+    ) as watching:  # fmt: skip
+        try:
+            assert watching.stdout is not None
+            assert "copy" in watching.stdout.readline()
+            yield watching
+        finally:
+            watching.kill()
+
+
 def test_stopping_everything_in_the_middle_keeps_what_the_job_goes_on_with(fresh_world: World) -> None:
-    lab, job_id = _busy(fresh_world)
+    lab, job_id = _busy(fresh_world, slow=True)
+    with _watcher(fresh_world, job_id) as watching:
+        lab.command("set", read_seconds=0.0)
+        _stops_and_goes_on(fresh_world, lab, job_id)
+        told, waited = watching.communicate(timeout=60)
+    assert (watching.returncode, "succeeded" in told) == (0, True)
+    assert waited.count("waiting for the hub") == waited.count("the hub answers again") == 1, waited
+
+
+def _stops_and_goes_on(fresh_world: World, lab: Lab, job_id: str) -> None:
     endpoint = fresh_world.installation.hub.endpoint_file.read_text().strip()
     assert fresh_world.stop() == 0
     assert _keeps_its_snapshot_alone(lab), lab.left(_NAME)

@@ -8,7 +8,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-import grpc
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
@@ -29,7 +28,9 @@ from sendense.hub.v1 import job_service_pb2
 from sendense.hub.v1.job_service_pb2_grpc import JobServiceStub
 from sendense_cli import words
 from sendense_cli.exits import Exit
+from sendense_cli.patience import AGAIN_AFTER_S, Patience
 from sendense_cli.session import Session, console, table
+from sendense_common.errors import SendenseError
 
 _COLOURS = {
     pb.JOB_STATE_SUCCEEDED: "green",
@@ -39,9 +40,6 @@ _COLOURS = {
     pb.JOB_STATE_RUNNING: "cyan",
     pb.JOB_STATE_WAITING: "yellow",
 }
-# How long a hub may take to start again.
-_HUB_AWAY_S = 60.0
-_AGAIN_AFTER_S = 0.5
 _WENT_ON = {
     "same_snapshot": "went on with the same snapshot",
     "new_snapshot": "went on with a new snapshot",
@@ -66,28 +64,31 @@ def state_text(job: pb.Job) -> Text:
     return Text(state, style=_COLOURS.get(job.state, ""))
 
 
-async def follow(session: Session, channel: grpc.aio.Channel, job_id: str) -> pb.Job:
+async def follow(session: Session, job_id: str, patience: Patience | None = None) -> pb.Job:
     """Shows a job until it has ended; bars on a terminal, a line per phase elsewhere, nothing for --json.
 
     A job goes on when the hub was restarted, and so does this.
 
     Raises:
-        grpc.aio.AioRpcError: the hub does not answer for a minute.
+        SendenseError: the job is not there; the hub does not answer for as long as `patience` has (default:
+            five minutes).
     """
-    loop = asyncio.get_running_loop()
-    job, heard_at = pb.Job(), loop.time()
+    job = pb.Job()
+    patient = patience or Patience(lambda text: None if session.as_json else sys.stderr.write(text + "\n"))
     request = job_service_pb2.WatchJobRequest(job_id=job_id)
     with _display(session) as display:
         while job.state not in _ENDED:
             try:
-                async for update in JobServiceStub(channel).WatchJob(request):
-                    job, heard_at = update.job, loop.time()
-                    display.show(job)
-            except grpc.aio.AioRpcError as error:
-                # Not CANCELLED: that may be our own end, by Ctrl-C.
-                if error.code() != grpc.StatusCode.UNAVAILABLE or loop.time() - heard_at > _HUB_AWAY_S:
-                    raise
-            await asyncio.sleep(_AGAIN_AFTER_S)
+                # A channel of its own each time: one to a hub that is gone takes its time to try again.
+                async with session.hub() as hub:
+                    async for update in JobServiceStub(hub).WatchJob(request):
+                        job = update.job
+                        patient.heard()
+                        display.show(job)
+            except SendenseError as error:
+                await patient.wait(error)
+            else:
+                await asyncio.sleep(AGAIN_AFTER_S)
     return job
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from sendense.common.v1.reason_pb2 import Reason
+from sendense_cli import unanswered
 from sendense_common import rpc
 from sendense_common.errors import SendenseError, invalid
 
@@ -68,6 +69,13 @@ class Hub:
 
     def _told(self, error: grpc.aio.AioRpcError) -> SendenseError:
         told = SendenseError.from_rpc(error, doing=f"asking the hub at {self.address}")
+        if "grpc_code" in told.metadata and unanswered.broken_in_words(error):
+            return SendenseError(
+                Reason.REASON_SERVICE_UNAVAILABLE,
+                f"the hub at {self.address} broke off the call",
+                remedy=f"{unanswered.TRY_AGAIN} Else look at its log there.",
+                detail=error.details(),
+            )
         if told.reason != Reason.REASON_SERVICE_UNAVAILABLE or "grpc_code" not in told.metadata:
             return told
         details = error.details() or ""

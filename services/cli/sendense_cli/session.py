@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sendense.common.v1.reason_pb2 import Reason
+from sendense_cli import unanswered
 from sendense_cli.exits import Exit, exit_code, show_error
 from sendense_cli.remote import Hub
 from sendense_common import rpc, telemetry
@@ -73,7 +74,8 @@ class Session:
             async with self.elsewhere.channel() as channel:
                 yield channel
             return
-        async with self._channel(self.installation.hub.api_socket, "the hub") as channel:
+        log = self.installation.logs / "hub.log"
+        async with self._channel(self.installation.hub.api_socket, "the hub", log) as channel:
             yield channel
 
     @contextlib.asynccontextmanager
@@ -81,7 +83,8 @@ class Session:
         """The credentials service's operator socket."""
         self.only_at_the_centre(NEEDS_CREDENTIALS)
         socket = self.installation.credentials.operator_socket
-        async with self._channel(socket, "the credentials service") as channel:
+        log = self.installation.logs / "credentials.log"
+        async with self._channel(socket, "the credentials service", log) as channel:
             yield channel
 
     def only_at_the_centre(self, why: str) -> None:
@@ -94,7 +97,7 @@ class Session:
             )
 
     @contextlib.asynccontextmanager
-    async def _channel(self, socket: Path, what: str) -> AsyncIterator[grpc.aio.Channel]:
+    async def _channel(self, socket: Path, what: str, log: Path) -> AsyncIterator[grpc.aio.Channel]:
         if not socket.exists():
             raise SendenseError(
                 Reason.REASON_SERVICE_UNAVAILABLE,
@@ -105,7 +108,7 @@ class Session:
             try:
                 yield channel
             except grpc.aio.AioRpcError as error:
-                raise SendenseError.from_rpc(error, doing=f"asking {what}") from error
+                raise unanswered.told(error, what=what, where=str(socket), log=log) from error
 
     def answer(self, message: Message | Mapping[str, Any], people: Table | str | None) -> None:
         """Shows a result: the message as JSON, or what is for people."""

@@ -72,12 +72,12 @@ def start(
 async def _start(session: Session, request: backup_service_pb2.StartBackupRequest, *, wait: bool) -> int:
     async with session.hub() as hub:
         job = (await BackupServiceStub(hub).StartBackup(request)).job
-        if wait and job.state != job_pb2.JOB_STATE_FAILED:
-            try:
-                job = await job_view.follow(session, hub, job.job_id)
-            except asyncio.CancelledError:
-                detached(job.job_id)
-                raise
+    if wait and job.state != job_pb2.JOB_STATE_FAILED:
+        try:
+            job = await job_view.follow(session, job.job_id)
+        except asyncio.CancelledError:
+            detached(job.job_id)
+            raise
     failed = job.state == job_pb2.JOB_STATE_FAILED
     if wait or failed:
         if session.as_json:

@@ -82,11 +82,11 @@ def watch(job: Id, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     async def work() -> int:
         async with session.hub() as hub:
             found = await JobServiceStub(hub).GetJob(pb.GetJobRequest(job_id=job))
-            try:
-                ended = await job_view.follow(session, hub, found.job.job_id)
-            except asyncio.CancelledError:
-                detached(found.job.job_id)
-                raise
+        try:
+            ended = await job_view.follow(session, found.job.job_id)
+        except asyncio.CancelledError:
+            detached(found.job.job_id)
+            raise
         if as_json:
             session.answer(ended, None)
         else:
