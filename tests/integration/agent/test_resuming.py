@@ -24,6 +24,7 @@ from sendense.agent.v1 import backup_pb2 as pb
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_agent.datapath.mover.comparing import RECORD
 from sendense_agent.domain.checkpoints import Checkpoints
+from sendense_common.keys import AgentKeys, ensure_agent_keys
 from sendense_lab.client import LabClient, LabMachine
 
 pytestmark = pytest.mark.integration
@@ -280,6 +281,28 @@ async def test_a_vcenter_that_is_away_when_the_next_attempt_comes_costs_nothing_
     second = await job.begin(vcenter=access)
     assert (await second.interrupted()).reason == Reason.REASON_VCENTER_UNREACHABLE
     assert len(await site.snapshots(vm)) == 1
+    await job.to_the_end(await job.begin())
+    await job.check(expected)
+    assert (await site.counters())["call CreateSnapshot_Task"] == 1
+    await site.nothing_left(vm)
+
+
+async def test_new_keys_that_the_agent_has_not_taken_up_when_the_next_attempt_comes_cost_only_that_attempt(
+    site: Site,
+):
+    vm = await machine(site)
+    expected = await guest(site, vm)
+    job = Job(site, vm)
+    first = await job.begin()
+    async with half_copied(job, first):
+        os.kill(children(site, "mover")[0], signal.SIGKILL)
+        await first.interrupted()
+    own = ensure_agent_keys(site.paths.lease_keys_file)
+    await site.credentials.register(site.name, AgentKeys.generate(), replace=True)
+    second = await job.begin()
+    assert (await second.interrupted()).reason == Reason.REASON_AGENT_KEYS_REPLACED
+    assert len(await site.snapshots(vm)) == 1
+    await site.credentials.register(site.name, own, replace=True)
     await job.to_the_end(await job.begin())
     await job.check(expected)
     assert (await site.counters())["call CreateSnapshot_Task"] == 1

@@ -92,13 +92,16 @@ class Service:
         async with self.operator() as stub:
             return (await stub.StoreCredential(request, timeout=10)).credential
 
-    async def register(self, agent_id: str = "site-a", keys: AgentKeys | None = None) -> None:
+    async def register(
+        self, agent_id: str = "site-a", keys: AgentKeys | None = None, *, replace: bool = False
+    ) -> None:
         public = (keys or self.agent).public
         agent = operator_pb.Agent(
             agent_id=agent_id, signing_public_key=public.signing, sealing_public_key=public.sealing
         )
         async with self.operator() as stub:
-            await stub.RegisterAgent(operator_pb.RegisterAgentRequest(agent=agent), timeout=10)
+            request = operator_pb.RegisterAgentRequest(agent=agent, replace=replace)
+            await stub.RegisterAgent(request, timeout=10)
 
     async def issue(
         self, credential_id: str, agent_id: str = "site-a", operation: Operation.ValueType = BACKUP

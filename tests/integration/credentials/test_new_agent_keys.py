@@ -13,7 +13,8 @@ from tests.integration.credentials.rooms import Rooms, opened, secret
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.credentials.v1.operation_pb2 import Operation
-from sendense_common.errors import SendenseError
+from sendense_common import audit_log
+from sendense_common.errors import SendenseError, reason_name
 from sendense_common.keys import AgentKeys, Redemption, open_sealed
 from sendense_credentials.catalog import Catalog, agents, leases
 from sendense_credentials.domain.agent import Agent
@@ -78,7 +79,7 @@ async def test_keys_that_are_replaced_between_the_check_of_the_signature_and_the
         await vault_of(rooms).redeem(redemption, OLD.sign(redemption.signed_bytes))
     monkeypatch.undo()
     assert steps == 2
-    assert refused.value.reason == Reason.REASON_SIGNATURE_INVALID
+    assert refused.value.reason == Reason.REASON_AGENT_KEYS_REPLACED
     # It is still there, for who has the new keys.
     sealed = await vault_of(rooms).redeem(redemption, NEW.sign(redemption.signed_bytes))
     assert open_sealed(sealed, NEW, redemption)
@@ -91,6 +92,29 @@ async def test_leases_that_were_issued_to_the_old_keys_end_with_them(rooms: Room
     redemption = asked(credential_id, lease.lease_id)
     with pytest.raises(SendenseError) as refused:
         await vault.redeem(redemption, NEW.sign(redemption.signed_bytes))
-    assert refused.value.reason == Reason.REASON_LEASE_REVOKED
+    assert refused.value.reason == Reason.REASON_AGENT_KEYS_REPLACED
     assert "its agent got new keys" in refused.value.message
     assert await register(rooms, NEW) == (False, 0)
+
+
+async def test_the_keys_before_open_no_lease_that_was_issued_after_them(rooms: Rooms, tmp_path: Path) -> None:
+    credential_id, vault = await stored(rooms), vault_of(rooms)
+    await register(rooms, NEW)
+    lease = await vault.issue(credential_id, SITE, BACKUP, "job")
+    redemption = asked(credential_id, lease.lease_id)
+    for keys, reason in (
+        (OLD, Reason.REASON_AGENT_KEYS_REPLACED),
+        (AgentKeys.generate(), Reason.REASON_SIGNATURE_INVALID),
+    ):
+        async with audit_log.opened(tmp_path / reason_name(reason), "credentials"):
+            with pytest.raises(SendenseError) as refused:
+                await vault.redeem(redemption, keys.sign(redemption.signed_bytes))
+        assert refused.value.reason == reason
+        records = [
+            each
+            for each in audit_log.read(tmp_path / reason_name(reason))
+            if isinstance(each, audit_log.Record)
+        ]
+        (tried,) = [each for each in records if each.act == "lease.redeem"]
+        assert tried.actor == f"unproven:{SITE}", "whoever stole the old keys is not recorded as the agent"
+    assert await vault.redeem(redemption, NEW.sign(redemption.signed_bytes))

@@ -47,6 +47,7 @@ def test_what_goes_on_without_a_plan_goes_on_with_one(reason: Reason.ValueType, 
         Reason.REASON_DISK_MISMATCH,
         Reason.REASON_INTERNAL,
         Reason.REASON_INVALID_REQUEST,
+        Reason.REASON_LEASE_REVOKED,
         Reason.REASON_POINT_CORRUPT,
         Reason.REASON_SNAPSHOT_TOO_OLD,
         Reason.REASON_VCENTER_LOGIN_FAILED,
@@ -65,6 +66,13 @@ def test_what_is_missing_at_the_begin_fails_the_job_at_once_and_is_waited_for_la
 
 def test_a_site_that_went_away_after_the_job_was_accepted_is_waited_for():
     assert resuming.may_go_on(Reason.REASON_SITE_OFFLINE, planned=False, first=True)
+
+
+def test_new_keys_of_an_agent_fail_no_job_that_has_only_begun_and_are_not_waited_for_without_end():
+    reason, patience = Reason.REASON_AGENT_KEYS_REPLACED, Patience(tries=2)
+    assert resuming.may_go_on(reason, planned=False, first=True)
+    job = happened((reason, 1, False), (reason, 2, False))
+    assert resuming.next_try_us(job.interruptions, patience, 3) is None
 
 
 def test_what_fails_again_and_again_is_given_up_after_its_tries():

@@ -62,8 +62,8 @@ async def redeem(
 
     Raises:
         SendenseError: LEASE_INVALID, LEASE_USED, LEASE_REVOKED, LEASE_EXPIRED, SIGNATURE_INVALID,
-            CLOCKS_DIFFER, AGENT_UNKNOWN, CREDENTIAL_UNREADABLE; SERVICE_UNAVAILABLE or DEADLINE_EXCEEDED when
-            there is no answer.
+            AGENT_KEYS_REPLACED, CLOCKS_DIFFER, AGENT_UNKNOWN, CREDENTIAL_UNREADABLE; SERVICE_UNAVAILABLE or
+            DEADLINE_EXCEEDED when there is no answer.
     """
     redemption = Redemption(
         lease_id=lease_id,

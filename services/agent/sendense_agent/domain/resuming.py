@@ -11,6 +11,7 @@ from sendense_agent.domain.disk_mode import DiskNow, continues, same_disk
 
 _ANOTHER_TRY_MAY_HELP = frozenset(
     {
+        Reason.REASON_AGENT_KEYS_REPLACED,
         Reason.REASON_CLOCKS_DIFFER,
         Reason.REASON_SERVICE_UNAVAILABLE,
         Reason.REASON_SERVICE_STOPPING,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 from sendense.common.v1.reason_pb2 import Reason
@@ -15,18 +17,13 @@ from sendense_credentials.domain.agent import Agent
 
 def listed(connection: sa.Connection) -> list[Agent]:
     """All, by ID."""
-    return [
-        Agent(row.agent_id, AgentPublicKeys(row.signing_public_key, row.sealing_public_key))
-        for row in connection.execute(sa.select(agents).order_by(agents.c.agent_id))
-    ]
+    return [_agent(row) for row in connection.execute(sa.select(agents).order_by(agents.c.agent_id))]
 
 
 def find(connection: sa.Connection, agent_id: str) -> Agent | None:
     """By ID."""
     row = connection.execute(sa.select(agents).where(agents.c.agent_id == agent_id)).one_or_none()
-    if row is None:
-        return None
-    return Agent(row.agent_id, AgentPublicKeys(row.signing_public_key, row.sealing_public_key))
+    return None if row is None else _agent(row)
 
 
 def register(
@@ -64,9 +61,14 @@ def register(
         connection.execute(
             agents.update()
             .where(agents.c.agent_id == agent.agent_id)
-            .values(signing_public_key=agent.keys.signing, sealing_public_key=agent.keys.sealing)
+            .values(
+                signing_public_key=agent.keys.signing,
+                sealing_public_key=agent.keys.sealing,
+                replaced_signing_key=before.keys.signing,
+            )
         )
-        return True, leases.end_all_for(connection, agent.agent_id, now_us, "its agent got new keys")
+        cause, reason = "its agent got new keys", Reason.REASON_AGENT_KEYS_REPLACED
+        return True, leases.end_all_for(connection, agent.agent_id, now_us, cause, reason)
     connection.execute(
         agents.insert().values(
             agent_id=agent.agent_id,
@@ -81,6 +83,11 @@ def register(
 def delete(connection: sa.Connection, agent_id: str) -> bool:
     """Removes one, its grants and its leases; whether it was there."""
     return connection.execute(agents.delete().where(agents.c.agent_id == agent_id)).rowcount == 1
+
+
+def _agent(row: sa.Row[Any]) -> Agent:
+    keys = AgentPublicKeys(row.signing_public_key, row.sealing_public_key)
+    return Agent(row.agent_id, keys, row.replaced_signing_key)
 
 
 def _owner_of(connection: sa.Connection, agent: Agent) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from sendense.common.v1.reason_pb2 import Reason
 from sendense_credentials.catalog.tables import leases
 from sendense_credentials.domain.lease import Lease
 
@@ -41,6 +42,7 @@ def find(connection: sa.Connection, lease_id: str) -> Lease | None:
         redeem_time_us=row.redeem_time_us,
         end_time_us=row.end_time_us,
         end_cause=row.end_cause or "",
+        end_reason=row.end_reason or Reason.REASON_LEASE_REVOKED,
     )
 
 
@@ -84,9 +86,11 @@ def end_all_of(
     return _end(connection, mine, now_us, cause)
 
 
-def end_all_for(connection: sa.Connection, agent_id: str, now_us: int, cause: str) -> int:
-    """Ends the unused leases of an agent; how many there were."""
-    return _end(connection, leases.c.agent_id == agent_id, now_us, cause)
+def end_all_for(
+    connection: sa.Connection, agent_id: str, now_us: int, cause: str, reason: Reason.ValueType
+) -> int:
+    """Ends the unused leases of an agent; they are refused with `reason` from now on. How many."""
+    return _end(connection, leases.c.agent_id == agent_id, now_us, cause, reason)
 
 
 def open_of(connection: sa.Connection, credential_id: str, now_us: int) -> list[Lease]:
@@ -98,9 +102,16 @@ def open_of(connection: sa.Connection, credential_id: str, now_us: int) -> list[
     return [lease for lease in found if lease is not None]
 
 
-def _end(connection: sa.Connection, which: sa.ColumnElement[bool], now_us: int, cause: str) -> int:
+def _end(
+    connection: sa.Connection,
+    which: sa.ColumnElement[bool],
+    now_us: int,
+    cause: str,
+    reason: Reason.ValueType = Reason.REASON_LEASE_REVOKED,
+) -> int:
+    ended = leases.update().where(which, *_UNUSED)
     return connection.execute(
-        leases.update().where(which, *_UNUSED).values(end_time_us=now_us, end_cause=cause)
+        ended.values(end_time_us=now_us, end_cause=cause, end_reason=int(reason))
     ).rowcount
 
 

@@ -37,6 +37,7 @@ agents = sa.Table(
     sa.Column("signing_public_key", sa.LargeBinary, nullable=False, unique=True),
     sa.Column("sealing_public_key", sa.LargeBinary, nullable=False, unique=True),
     sa.Column("create_time_us", sa.BigInteger, nullable=False),
+    sa.Column("replaced_signing_key", sa.LargeBinary),
 )
 
 grants = sa.Table(
@@ -82,6 +83,7 @@ leases = sa.Table(
     sa.Column("redeem_time_us", sa.BigInteger),
     sa.Column("end_time_us", sa.BigInteger),
     sa.Column("end_cause", sa.String),
+    sa.Column("end_reason", sa.Integer),
 )
 
 audit_heads = sa.Table(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from sendense_common.errors import invalid
 from sendense_common.keys import AgentPublicKeys
@@ -20,6 +20,14 @@ class Agent:
     """The site's name."""
     keys: AgentPublicKeys
     """As an operator gave them."""
+    replaced_signing_key: bytes | None = field(default=None, compare=False)
+    """The Ed25519 public key before these: it only tells why a request is refused. None: it had no others."""
+
+    def signed_with_replaced_key(self, signature: bytes, message: bytes) -> bool:
+        """Whether it is this agent that signed, as it was before it got these keys."""
+        if self.replaced_signing_key is None:
+            return False
+        return replace(self.keys, signing=self.replaced_signing_key).verify(signature, message)
 
 
 def check_agent_id(agent_id: str) -> str:

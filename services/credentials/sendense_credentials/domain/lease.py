@@ -41,7 +41,9 @@ class Lease:
     end_time_us: int | None = None
     """When it was ended, unused."""
     end_cause: str = ""
-    """Why, as "the hub gave it back"."""
+    """Why, for people, as "the hub gave it back"."""
+    end_reason: Reason.ValueType = Reason.REASON_LEASE_REVOKED
+    """Why, for programs: what redeeming it is refused with."""
 
     def describe(self) -> str:
         """For people."""
@@ -79,7 +81,7 @@ def refusal(lease: Lease | None, redemption: Redemption, now_us: int) -> Sendens
     elif lease.redeem_time_us is not None:
         reason, problem = Reason.REASON_LEASE_USED, f"{what} was used already"
     elif lease.end_time_us is not None:
-        reason, problem = Reason.REASON_LEASE_REVOKED, f"{what} was ended: {lease.end_cause}"
+        reason, problem = lease.end_reason, f"{what} was ended: {lease.end_cause}"
     else:
         late_s = (now_us - lease.expire_time_us) // 1_000_000
         reason, problem = Reason.REASON_LEASE_EXPIRED, f"{what} expired {late_s} s ago"

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # Before the signature was checked, anybody may say that it is this agent.
 _UNPROVEN = frozenset({Reason.REASON_AGENT_UNKNOWN, Reason.REASON_SIGNATURE_INVALID})
+# In the metadata: nor do keys prove it that were replaced, for somebody else may have had them.
+_REPLACED_KEY = "replaced_key"
 
 
 class LeaseVault:
@@ -103,12 +105,14 @@ class LeaseVault:
 
         Raises:
             SendenseError: AGENT_UNKNOWN, SIGNATURE_INVALID, CLOCKS_DIFFER, LEASE_INVALID, LEASE_USED,
-                LEASE_REVOKED, LEASE_EXPIRED, CREDENTIAL_UNREADABLE.
+                LEASE_REVOKED, LEASE_EXPIRED, CREDENTIAL_UNREADABLE; AGENT_KEYS_REPLACED when the agent got
+                new keys since the lease was issued, or signed with those before.
         """
         try:
             return await self._redeem(redemption, signature)
         except SendenseError as error:
-            who = "unproven" if error.reason in _UNPROVEN else "agent"
+            unproven = error.reason in _UNPROVEN or _REPLACED_KEY in error.metadata
+            who = "unproven" if unproven else "agent"
             await audit_log.record(
                 "lease.redeem",
                 subject=redemption.lease_id,
@@ -132,7 +136,7 @@ class LeaseVault:
             if now is None:
                 raise agent_unknown(redemption.agent_id)
             if now.keys != agent.keys:
-                raise _not_signed_by(now)
+                raise _not_signed_by(now, redemption, signature)
             used = leases.use_up(
                 connection,
                 lease_id=redemption.lease_id,
@@ -154,10 +158,7 @@ class LeaseVault:
             raise credential
         # Used up from here on, whatever happens: an answer that is lost needs a new lease.
         with telemetry.span("open credential", **{"sendense.credential_id": credential.credential_id}):
-            plaintext = await disclose(
-                credential.envelope, credential.credential_id, credential.version, self._keys
-            )
-            sealed = seal(plaintext, agent.keys, redemption)
+            sealed = seal(await self._disclosed(credential), agent.keys, redemption)
         log.info(
             "lease %s redeemed by agent %s: credential %s version %d, %s",
             redemption.lease_id,
@@ -168,9 +169,26 @@ class LeaseVault:
         )
         return sealed
 
+    async def _disclosed(self, credential: Credential) -> bytes:
+        """What it holds, also when its key is rotated and dropped after it was read."""
+        try:
+            return await disclose(
+                credential.envelope, credential.credential_id, credential.version, self._keys
+            )
+        except SendenseError as error:
+            if error.reason != Reason.REASON_CREDENTIAL_UNREADABLE:
+                raise
+            identity = credential.credential_id
+            now = await self._catalog.run(lambda connection: credentials.find(connection, identity))
+            # Another version is another password: this lease was used up before it was there.
+            same = now is not None and now.version == credential.version
+            if now is None or not same or now.envelope == credential.envelope:
+                raise
+            return await disclose(now.envelope, now.credential_id, now.version, self._keys)
+
     def _check_signature(self, agent: Agent, redemption: Redemption, signature: bytes) -> None:
         if not agent.keys.verify(signature, redemption.signed_bytes):
-            raise _not_signed_by(agent)
+            raise _not_signed_by(agent, redemption, signature)
         if off_s := seconds_off(redemption, self._clock()):
             way = "ahead of" if off_s > 0 else "behind"
             raise SendenseError(
@@ -182,7 +200,16 @@ class LeaseVault:
             )
 
 
-def _not_signed_by(agent: Agent) -> SendenseError:
+def _not_signed_by(agent: Agent, redemption: Redemption, signature: bytes) -> SendenseError:
+    if agent.signed_with_replaced_key(signature, redemption.signed_bytes):
+        return SendenseError(
+            Reason.REASON_AGENT_KEYS_REPLACED,
+            f"agent {agent.agent_id} has new keys, and the request was signed with those before",
+            remedy="The agent takes up its new keys within seconds of their approval; if it does not, run "
+            "the line of its invitation at the site again.",
+            site=agent.agent_id,
+            replaced_key="signing",
+        )
     return SendenseError(
         Reason.REASON_SIGNATURE_INVALID,
         f"the request was not signed with the key of agent {agent.agent_id}",

@@ -45,6 +45,7 @@ _ABSENT = frozenset(
 
 _BROKEN = frozenset(
     {
+        Reason.REASON_AGENT_KEYS_REPLACED,
         Reason.REASON_EXPORT_FAILED,
         Reason.REASON_LEASE_EXPIRED,
         Reason.REASON_SNAPSHOT_FAILED,
@@ -57,6 +58,14 @@ _BROKEN = frozenset(
     }
 )
 """Something failed that may work at the next try, or never: a few tries, as long as none gets any further."""
+
+_SAYS_NOTHING_OF_THE_JOB = _DIED | frozenset(
+    {
+        Reason.REASON_AGENT_KEYS_REPLACED,
+        Reason.REASON_SITE_OFFLINE,
+    }
+)
+"""What interrupts also a job that has only begun: it was right to accept it, and nothing about it changed."""
 
 _PAUSES_S = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 _NO_PAUSE = frozenset({Reason.REASON_SERVICE_STOPPING, Reason.REASON_HUB_RESTARTED})
@@ -79,11 +88,11 @@ def may_go_on(reason: Reason.ValueType, *, planned: bool, first: bool) -> bool:
         reason: of the failure.
         planned: whether the hub has the plan and layers of an attempt: there is something to go on with.
         first: whether it was the first attempt. What is missing when a job begins is told at once, but for
-            the site: it was connected when the job was accepted.
+            the site, which was connected when the job was accepted, and its keys, of which it gets others.
     """
     if planned or not first:
         return reason in _DIED | _ABSENT | _BROKEN
-    return reason in _DIED or reason == Reason.REASON_SITE_OFFLINE
+    return reason in _SAYS_NOTHING_OF_THE_JOB
 
 
 def next_try_us(interruptions: Sequence[pb.JobInterruption], patience: Patience, now_us: int) -> int | None:

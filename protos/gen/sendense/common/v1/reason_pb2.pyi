@@ -185,7 +185,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_LEASE_USED: _Reason.ValueType  # 201
     """The lease was used already; a lease opens its credential once."""
     REASON_LEASE_REVOKED: _Reason.ValueType  # 202
-    """The lease was ended before it was used: by the hub, by a change of the credential, or by taking back its grant."""
+    """The lease was ended before it was used: by the hub, by a change of the credential, or by taking back its grant.
+    Never tried again by itself.
+    """
     REASON_VCENTER_NOT_AS_BOUND: _Reason.ValueType  # 203
     """The hub names another address, CA or certificate of a vCenter than the operator bound its credential to, or
     another credential than the one that bears the vCenter's name at the credentials service.
@@ -194,6 +196,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """vSphere says that the account is locked, or that its password has expired. Never tried again by itself."""
     REASON_LEASES_LIMITED: _Reason.ValueType  # 205
     """The agent asked for far more leases for one job than logins can need. Ends the job."""
+    REASON_AGENT_KEYS_REPLACED: _Reason.ValueType  # 206
+    """The agent got new keys after the lease was given, or still signs with those before: a new lease is for the new
+    keys. Nothing was opened. Unlike LEASE_REVOKED, no right was taken away.
+    """
     REASON_NOT_PERMITTED: _Reason.ValueType  # 210
     """The caller's role does not include the call; metadata has role and needed."""
     REASON_NOT_AUTHENTICATED: _Reason.ValueType  # 211
@@ -375,7 +381,9 @@ REASON_CREDENTIAL_NOT_GRANTED: Reason.ValueType  # 200
 REASON_LEASE_USED: Reason.ValueType  # 201
 """The lease was used already; a lease opens its credential once."""
 REASON_LEASE_REVOKED: Reason.ValueType  # 202
-"""The lease was ended before it was used: by the hub, by a change of the credential, or by taking back its grant."""
+"""The lease was ended before it was used: by the hub, by a change of the credential, or by taking back its grant.
+Never tried again by itself.
+"""
 REASON_VCENTER_NOT_AS_BOUND: Reason.ValueType  # 203
 """The hub names another address, CA or certificate of a vCenter than the operator bound its credential to, or
 another credential than the one that bears the vCenter's name at the credentials service.
@@ -384,6 +392,10 @@ REASON_VCENTER_ACCOUNT_LOCKED: Reason.ValueType  # 204
 """vSphere says that the account is locked, or that its password has expired. Never tried again by itself."""
 REASON_LEASES_LIMITED: Reason.ValueType  # 205
 """The agent asked for far more leases for one job than logins can need. Ends the job."""
+REASON_AGENT_KEYS_REPLACED: Reason.ValueType  # 206
+"""The agent got new keys after the lease was given, or still signs with those before: a new lease is for the new
+keys. Nothing was opened. Unlike LEASE_REVOKED, no right was taken away.
+"""
 REASON_NOT_PERMITTED: Reason.ValueType  # 210
 """The caller's role does not include the call; metadata has role and needed."""
 REASON_NOT_AUTHENTICATED: Reason.ValueType  # 211

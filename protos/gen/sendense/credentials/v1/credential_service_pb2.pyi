@@ -530,7 +530,9 @@ class RegisterAgentRequest(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     REPLACE_FIELD_NUMBER: _builtins.int
     replace: _builtins.bool
-    """The keys of a known agent are replaced: requests signed with the old ones are refused from then on."""
+    """The keys of a known agent are replaced: requests signed with the old ones, and its open leases, are refused from
+    then on, with AGENT_KEYS_REPLACED.
+    """
     @_builtins.property
     def agent(self) -> Global___Agent:
         """The agent to make known."""

@@ -49,7 +49,7 @@ class RedemptionServiceServicer:
     def RedeemLease(self, request, context):
         """Answers with the secret sealed to the agent's X25519 key (HPKE, RFC 9180). The lease is used up by the
         first request whose signature is right. CLOCKS_DIFFER, LEASE_INVALID, LEASE_USED, LEASE_REVOKED, LEASE_EXPIRED,
-        SIGNATURE_INVALID, AGENT_UNKNOWN; VERSION_NOT_SUPPORTED for an agent that names no credential;
+        AGENT_KEYS_REPLACED, SIGNATURE_INVALID, AGENT_UNKNOWN; VERSION_NOT_SUPPORTED for an agent that names no credential;
         CREDENTIAL_UNREADABLE when the stored secret does not open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

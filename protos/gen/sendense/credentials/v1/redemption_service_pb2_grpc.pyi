@@ -19,7 +19,7 @@ class RedemptionServiceStub:
     RedeemLease: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.RedeemLeaseRequest, _redemption_service_pb2.RedeemLeaseResponse]
     """Answers with the secret sealed to the agent's X25519 key (HPKE, RFC 9180). The lease is used up by the
     first request whose signature is right. CLOCKS_DIFFER, LEASE_INVALID, LEASE_USED, LEASE_REVOKED, LEASE_EXPIRED,
-    SIGNATURE_INVALID, AGENT_UNKNOWN; VERSION_NOT_SUPPORTED for an agent that names no credential;
+    AGENT_KEYS_REPLACED, SIGNATURE_INVALID, AGENT_UNKNOWN; VERSION_NOT_SUPPORTED for an agent that names no credential;
     CREDENTIAL_UNREADABLE when the stored secret does not open.
     """
 
@@ -34,7 +34,7 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_redemption_service_pb2.RedeemLeaseResponse]:
         """Answers with the secret sealed to the agent's X25519 key (HPKE, RFC 9180). The lease is used up by the
         first request whose signature is right. CLOCKS_DIFFER, LEASE_INVALID, LEASE_USED, LEASE_REVOKED, LEASE_EXPIRED,
-        SIGNATURE_INVALID, AGENT_UNKNOWN; VERSION_NOT_SUPPORTED for an agent that names no credential;
+        AGENT_KEYS_REPLACED, SIGNATURE_INVALID, AGENT_UNKNOWN; VERSION_NOT_SUPPORTED for an agent that names no credential;
         CREDENTIAL_UNREADABLE when the stored secret does not open.
         """
 
