@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from sendense.common.v1.reason_pb2 import Reason
+from sendense_common import telemetry
 from sendense_common.errors import SendenseError
 from sendense_common.rpc._handlers import answers, rewrapped
 
@@ -99,9 +100,8 @@ def _guard_unary(behaviour: Any, method: str) -> Any:
             await _abort(context, error, method)
         except (grpc.aio.AbortError, grpc.aio.BaseError):
             raise
-        except Exception:
-            log.exception("defect in %s", method)
-            await _abort(context, _defect(method), method)
+        except Exception as error:  # noqa: BLE001 - logged by `_defect`
+            await _abort(context, _defect(method, error), method)
 
     return call
 
@@ -119,14 +119,16 @@ def _guard_stream(behaviour: Any, method: str) -> Any:
             await _abort(context, error, method)
         except (grpc.aio.AbortError, grpc.aio.BaseError):
             raise
-        except Exception:
-            log.exception("defect in %s", method)
-            await _abort(context, _defect(method), method)
+        except Exception as error:  # noqa: BLE001 - logged by `_defect`
+            await _abort(context, _defect(method, error), method)
 
     return call
 
 
-def _defect(method: str) -> SendenseError:
+def _defect(method: str, error: Exception) -> SendenseError:
+    """What the caller is told of a defect, which goes to the log."""
+    log.error("defect in %s", method, exc_info=error)
+    telemetry.defect(error)
     return SendenseError(
         Reason.REASON_INTERNAL,
         f"{method} failed unexpectedly",
@@ -138,6 +140,7 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SendenseErr
     # Strangers could fill the log with these; the audit log has them, and not one by one.
     level = logging.DEBUG if error.reason == Reason.REASON_NOT_AUTHENTICATED else logging.INFO
     log.log(level, "%s answers %s", method, error)
+    telemetry.refused(error)
     status = rpc_status.to_status(error.to_status())
     # grpc.aio has no abort_with_status: the details travel as the trailer it would have set.
     await context.abort(error.code, error.message, status.trailing_metadata)

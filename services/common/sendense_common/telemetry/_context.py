@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from opentelemetry import context, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from sendense_common.errors import SendenseError
+
 _W3C = TraceContextTextMapPropagator()
+_ERROR_TYPE = "error.type"
+"""OpenTelemetry's own name for a stable class of errors."""
 _TRACER = trace.get_tracer("sendense")
 
 AttributeValue = str | bool | int | float
@@ -17,9 +21,33 @@ AttributeValue = str | bool | int | float
 
 @contextlib.contextmanager
 def span(name: str, **attributes: AttributeValue) -> Iterator[trace.Span]:
-    """A span below the current one. An exception that leaves the block is recorded as its error."""
-    with _TRACER.start_as_current_span(name, attributes=attributes) as current:
-        yield current
+    """A span below the current one. An exception that leaves the block is its error.
+
+    Of a `SendenseError` that is its reason and message; of everything else, a defect, the traceback as well.
+    """
+    with _TRACER.start_as_current_span(
+        name, attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as current:
+        try:
+            yield current
+        except SendenseError as error:
+            refused(error)
+            current.set_status(trace.StatusCode.ERROR, str(error))
+            raise
+        except Exception as error:
+            defect(error)
+            current.set_status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}")
+            raise
+
+
+def refused(error: SendenseError) -> None:
+    """The current span has the reason of `error`; no traceback is made."""
+    trace.get_current_span().set_attribute(_ERROR_TYPE, error.reason_name)
+
+
+def defect(error: Exception) -> None:
+    """The current span has `error` with its traceback."""
+    trace.get_current_span().record_exception(error)
 
 
 def traceparent() -> str:

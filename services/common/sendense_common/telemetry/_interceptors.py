@@ -16,6 +16,8 @@ from opentelemetry.instrumentation.grpc import (
     filters,
 )
 
+from sendense_common.telemetry._spans_of_calls import WithoutTracebacks
+
 _WITHOUT_SPAN = filters.any_of(
     filters.full_method_name("/sendense.agent.v1.AgentService/RunBackup"),
     filters.full_method_name("/sendense.hub.v1.JobService/WatchJob"),
@@ -28,7 +30,8 @@ _WITHOUT_SPAN = filters.any_of(
 
 def server_interceptors() -> list[grpc.aio.ServerInterceptor]:
     """For every server."""
-    return [aio_server_interceptor(filter_=filters.negate(_WITHOUT_SPAN))]
+    provider, with_span = WithoutTracebacks(), filters.negate(_WITHOUT_SPAN)
+    return [aio_server_interceptor(tracer_provider=provider, filter_=with_span)]
 
 
 def client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:

@@ -42,7 +42,7 @@ class SocketSpanExporter(SpanExporter):
         self._stub = TraceServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Sends one batch, by halves if it is large: spans of what failed carry tracebacks."""
+        """Sends one batch, by halves if it is large: spans of defects carry tracebacks."""
         request = encode_spans(spans)
         if len(spans) > 1 and (len(spans) > _MOST_SPANS or request.ByteSize() > _MOST_BYTES):
             half = len(spans) // 2

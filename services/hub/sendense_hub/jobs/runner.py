@@ -67,10 +67,10 @@ class Runner:
             ):
                 return False
             attempt = live.job.attempt
-            with telemetry.span(f"backup of {job.vm_name}", job=job_id, attempt=attempt) as span:
+            with telemetry.span(f"backup of {job.vm_name}", job=job_id, attempt=attempt):
                 failure = await self._attempt(live)
                 if failure is not None:
-                    span.record_exception(failure)
+                    telemetry.refused(failure)
         state = pb.JobState.Name(live.job.state).removeprefix("JOB_STATE_").lower()
         log.info("job %s of VM %s is %s: %s", job_id, job.vm_name, state, failure or "its point is complete")
         return True
