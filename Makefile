@@ -37,11 +37,23 @@ locks:  ## Resolve dependencies into locks/*.txt; newer ones with UPGRADE=--upgr
 	$(LOCK) $(UPGRADE) --extra dev -c locks/runtime.txt pyproject.toml -o locks/dev.txt
 
 .PHONY: protos-check
-protos-check:  ## Lint the contracts and check that the generated code is fresh
+protos-check: protos-breaking  ## Lint the contracts, check that they break nothing and that the generated code is fresh
 	@cd protos && ../.venv/bin/buf lint
 	@$(MAKE) --no-print-directory protos-aside
 	@diff -r -x __pycache__ protos/gen build/protos/new \
 	  || { echo "protos/gen is stale: run 'make protos' and commit what it made"; exit 1; }
+
+.PHONY: protos-breaking
+protos-breaking:
+	@cd protos && ../.venv/bin/buf breaking --against baseline.json \
+	  || { echo "the contracts break those of protos/baseline.json; what to do: protos/README.md, Breaking changes"; exit 1; }
+
+.PHONY: protos-baseline
+protos-baseline: protos-breaking  ## At a release: the contracts as they are now are what later ones must not break
+	@mkdir -p build/protos
+	@cd protos && ../.venv/bin/buf build --exclude-source-info -o ../build/protos/baseline.json
+	@$(PY) -m json.tool --indent 1 build/protos/baseline.json build/protos/baseline-lines.json
+	@mv build/protos/baseline-lines.json protos/baseline.json
 
 .PHONY: lint
 lint: setup protos-check  ## ruff, mypy strict, import contracts, buf
