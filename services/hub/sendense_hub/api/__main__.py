@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m sendense_hub.api`, started by the supervisor: the wiring of everything but the tunnel."""
+"""`python -m sendense_hub.api`, started by the supervisor: what runs there, from its begin to its end."""
 
 from __future__ import annotations
 
@@ -13,26 +13,10 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import add_TraceServiceServicer_to_server
-
-from sendense.hub.v1 import (
-    authorization_service_pb2_grpc,
-    backup_service_pb2_grpc,
-    enrolment_service_pb2_grpc,
-    invitation_service_pb2_grpc,
-    job_service_pb2_grpc,
-    operator_service_pb2_grpc,
-    point_service_pb2_grpc,
-    repository_service_pb2_grpc,
-    site_service_pb2_grpc,
-    system_service_pb2_grpc,
-    trust_service_pb2_grpc,
-    vcenter_service_pb2_grpc,
-)
 from sendense_common import audit_log, rpc, telemetry
 from sendense_common.paths import CredentialsPaths, HubPaths, private_dir
-from sendense_common.rpc.audit_log_service import served
 from sendense_common.service import only_one_after_another, run_service
+from sendense_hub.api import services
 from sendense_hub.api.listening import add_options, listener_of
 from sendense_hub.catalog import Catalog, open_catalog, repositories, vcenters
 from sendense_hub.clients.leases import Leases
@@ -54,21 +38,7 @@ from sendense_hub.jobs.waker import Waker
 from sendense_hub.jobs.workshop import LONGEST_CHAIN, Workshop
 from sendense_hub.repository import AuditPolicy, PartFiles, Repository, open_repository
 from sendense_hub.rpc.admission import Admission
-from sendense_hub.rpc.audit_log_service import AuditLogService
-from sendense_hub.rpc.authorization_service import AuthorizationService
-from sendense_hub.rpc.backup_service import BackupService
 from sendense_hub.rpc.door import Door
-from sendense_hub.rpc.enrolment_service import EnrolmentService
-from sendense_hub.rpc.invitation_service import InvitationService
-from sendense_hub.rpc.job_service import JobService
-from sendense_hub.rpc.operator_service import OperatorService
-from sendense_hub.rpc.point_service import PointService
-from sendense_hub.rpc.repository_service import RepositoryService
-from sendense_hub.rpc.site_service import SiteService
-from sendense_hub.rpc.span_intake import SpanIntake
-from sendense_hub.rpc.system_service import SystemService
-from sendense_hub.rpc.trust_service import TrustService
-from sendense_hub.rpc.vcenter_service import VcenterService
 
 log = logging.getLogger(__name__)
 
@@ -141,11 +111,13 @@ async def serve(
         # What gateways and agents need while jobs end is served longer than what operators use.
         await stack.enter_async_context(
             rpc.serve(
-                paths.authorization_socket, [_authorization(workshop, paths, credentials)], stop_grace_s=0.2
+                paths.authorization_socket,
+                [services.authorization(workshop, paths, credentials)],
+                stop_grace_s=0.2,
             )
         )
         await stack.enter_async_context(
-            rpc.serve(paths.telemetry_socket, [_span_intake(catalog)], bounds=rpc.AGENTS)
+            rpc.serve(paths.telemetry_socket, [services.span_intake(catalog)], bounds=rpc.AGENTS)
         )
         stack.push_async_callback(asyncio.to_thread, telemetry.flush)
         running = await stack.enter_async_context(
@@ -176,12 +148,19 @@ async def serve(
         door = Door(listener, admission)
         enrolment = Enrolment(workshop)
         await stack.enter_async_context(
-            rpc.serve(paths.enrolment_socket, [_enrolment(enrolment)], stop_grace_s=0.2, bounds=rpc.STRANGERS)
+            rpc.serve(
+                paths.enrolment_socket,
+                [services.enrolment(enrolment)],
+                stop_grace_s=0.2,
+                bounds=rpc.STRANGERS,
+            )
         )
         intake = Intake(workshop, running)
-        services = _services(workshop, intake, reconciler, enrolment, watch, paths, credentials, door)
-        await stack.enter_async_context(door.open(services, paths.api_endpoint_file))
-        await stack.enter_async_context(rpc.serve(paths.api_socket, services))
+        offered = services.for_operators(
+            workshop, intake, reconciler, enrolment, watch, paths, credentials, door
+        )
+        await stack.enter_async_context(door.open(offered, paths.api_endpoint_file))
+        await stack.enter_async_context(rpc.serve(paths.api_socket, offered))
         log.info("the API serves on %s", paths.api_socket)
         await stopping.wait()
 
@@ -213,96 +192,6 @@ async def _in_background(work: Coroutine[Any, Any, NoReturn]) -> AsyncIterator[N
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-def _authorization(workshop: Workshop, paths: HubPaths, credentials: CredentialsPaths) -> rpc.Service:
-    fixed = {"credentials": credentials.agents_socket, "telemetry": paths.telemetry_socket}
-    return rpc.Service(
-        "sendense.hub.v1.AuthorizationService",
-        authorization_service_pb2_grpc.add_AuthorizationServiceServicer_to_server,
-        AuthorizationService(workshop.catalog, workshop.exports, fixed),
-    )
-
-
-def _span_intake(catalog: Catalog) -> rpc.Service:
-    return rpc.Service(
-        "opentelemetry.proto.collector.trace.v1.TraceService",
-        add_TraceServiceServicer_to_server,
-        SpanIntake(catalog),
-    )
-
-
-def _enrolment(enrolment: Enrolment) -> rpc.Service:
-    return rpc.Service(
-        "sendense.hub.v1.EnrolmentService",
-        enrolment_service_pb2_grpc.add_EnrolmentServiceServicer_to_server,
-        EnrolmentService(enrolment),
-    )
-
-
-def _services(
-    workshop: Workshop,
-    intake: Intake,
-    reconciler: Reconciler,
-    enrolment: Enrolment,
-    watch: AuditWatch,
-    paths: HubPaths,
-    credentials: CredentialsPaths,
-    door: Door,
-) -> list[rpc.Service]:
-    return [
-        served(AuditLogService(watch, workshop.sites)),
-        rpc.Service(
-            "sendense.hub.v1.BackupService",
-            backup_service_pb2_grpc.add_BackupServiceServicer_to_server,
-            BackupService(intake),
-        ),
-        rpc.Service(
-            "sendense.hub.v1.InvitationService",
-            invitation_service_pb2_grpc.add_InvitationServiceServicer_to_server,
-            InvitationService(enrolment, paths),
-        ),
-        rpc.Service(
-            "sendense.hub.v1.JobService",
-            job_service_pb2_grpc.add_JobServiceServicer_to_server,
-            JobService(workshop.catalog, workshop.board),
-        ),
-        rpc.Service(
-            "sendense.hub.v1.OperatorService",
-            operator_service_pb2_grpc.add_OperatorServiceServicer_to_server,
-            OperatorService(workshop.catalog, door.admission),
-        ),
-        rpc.Service(
-            "sendense.hub.v1.PointService",
-            point_service_pb2_grpc.add_PointServiceServicer_to_server,
-            PointService(workshop, intake),
-        ),
-        rpc.Service(
-            "sendense.hub.v1.RepositoryService",
-            repository_service_pb2_grpc.add_RepositoryServiceServicer_to_server,
-            RepositoryService(workshop),
-        ),
-        rpc.Service(
-            "sendense.hub.v1.SiteService",
-            site_service_pb2_grpc.add_SiteServiceServicer_to_server,
-            SiteService(workshop, enrolment),
-        ),
-        rpc.Service(
-            "sendense.hub.v1.SystemService",
-            system_service_pb2_grpc.add_SystemServiceServicer_to_server,
-            SystemService(workshop, reconciler, enrolment, watch, paths, credentials, door),
-        ),
-        rpc.Service(
-            "sendense.hub.v1.TrustService",
-            trust_service_pb2_grpc.add_TrustServiceServicer_to_server,
-            TrustService(workshop, intake),
-        ),
-        rpc.Service(
-            "sendense.hub.v1.VcenterService",
-            vcenter_service_pb2_grpc.add_VcenterServiceServicer_to_server,
-            VcenterService(workshop, intake),
-        ),
-    ]
 
 
 def _repository(text: str) -> tuple[str, Path]:
