@@ -17,7 +17,7 @@ class Bounds:
     calls: int
     """At once, of all callers; one more is refused with RESOURCE_EXHAUSTED."""
     calls_per_connection: int
-    """At once, far less than `calls`: one caller does not use up all of them."""
+    """At once, far less than `calls`: one connection does not use up all of them."""
     request_within_s: float
     """So soon the request of a call has to be there."""
     call_within_s: float
@@ -26,6 +26,9 @@ class Bounds:
     """Then it is closed, with calls whose callers do not take the answer; who is honest connects again."""
     bare: bool = False
     """Neither health nor reflection is served."""
+    calls_per_site: int | None = None
+    """At once, of all connections of a site together; one more waits up to `request_within_s` for one of them
+    to end, and is refused like one that is too many of all. None: callers have no site."""
 
     @property
     def options(self) -> list[tuple[str, int]]:
@@ -46,5 +49,5 @@ STRANGERS = Bounds(4 * 1024, 64, 1, request_within_s=3.0, call_within_s=30.0, ba
 """For callers whom nobody knows yet."""
 
 # Each of an agent's processes has a connection of its own.
-AGENTS = Bounds(1 << 20, 256, 4, request_within_s=5.0, call_within_s=30.0)
+AGENTS = Bounds(1 << 20, 256, 4, request_within_s=5.0, call_within_s=30.0, calls_per_site=16)
 """For agents that are enrolled: any may have been taken over. Spans are the largest that they send."""

@@ -21,10 +21,14 @@ from sendense_common.rpc._caller import CallerInterceptor, Identify, whoever_ope
 from sendense_common.rpc._errors import ErrorInterceptor
 from sendense_common.rpc._options import SERVER_OPTIONS
 from sendense_common.rpc._patience import EndInterceptor, PatienceInterceptor
+from sendense_common.rpc._shares import ShareInterceptor, Shares
 from sendense_common.telemetry import server_interceptors
 
 STOP_GRACE_S = 2.0
 _REQUEST_WITHIN_S = 10.0
+# Calls that wait for their site's share, or are being refused: a gateway lets a site have 64 channels to a
+# server, with 4 calls each. Each costs some kilobytes; what there is above that gRPC itself refuses.
+_MOST_THAT_WAIT = 4096
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,20 @@ async def made(
     `bounds` does so too, and has its own options and number of calls.
     """
     bare = False
+    shares: list[grpc.aio.ServerInterceptor] = []
     ends: list[grpc.aio.ServerInterceptor] = []
     patient: list[grpc.aio.ServerInterceptor] = []
     if bounds:
         options, most_calls, bare = bounds.options, bounds.calls, bounds.bare
         ends = [EndInterceptor(bounds.call_within_s)]
         patient = [PatienceInterceptor(bounds.request_within_s)]
+        if bounds.calls_per_site is not None:
+            per_site = Shares(bounds.calls, bounds.calls_per_site, bounds.request_within_s)
+            shares, most_calls = [ShareInterceptor(per_site)], bounds.calls + _MOST_THAT_WAIT
     elif strangers:
         patient = [PatienceInterceptor(_REQUEST_WITHIN_S)]
     interceptors = [
+        *shares,
         *server_interceptors(),
         ErrorInterceptor(),
         *ends,

@@ -15,12 +15,14 @@ import asyncio
 import contextlib
 import enum
 import socket
+from collections import Counter
 from pathlib import Path
 from typing import Protocol, cast
 
 import asyncssh
 from asyncssh.connection import SSHConnection
 
+from sendense_common import site_name
 from sendense_common.tunnel._wire import PACKET_BYTES, WINDOW_BYTES
 
 # How long a closed pipe may go on flushing into a program that does not read.
@@ -134,6 +136,7 @@ class PipeSet:
 
     def __init__(self) -> None:
         self._ends: set[SocketEnd] = set()
+        self._of_target: Counter[str] = Counter()
         self._full = False
         self._conn: SSHConnection | None = None
         self._looking = False
@@ -159,6 +162,7 @@ class PipeSet:
     def add(self, end: SocketEnd) -> None:
         """Counts and holds a socket with the others."""
         self._ends.add(end)
+        self._of_target[end.target] += 1
         if self._full:
             end.hold(Hold.CONNECTION_FULL)
         if self._looking:
@@ -168,7 +172,9 @@ class PipeSet:
 
     def discard(self, end: SocketEnd) -> None:
         """Forgets a socket that is closed."""
-        self._ends.discard(end)
+        if end in self._ends:
+            self._ends.discard(end)
+            self._of_target[end.target] -= 1
 
     def close_target(self, target: str) -> int:
         """Closes all pipes to `target`; returns how many there were."""
@@ -176,6 +182,10 @@ class PipeSet:
         for end in ends:
             end.abort()
         return len(ends)
+
+    def count(self, target: str) -> int:
+        """Pipes to a target."""
+        return self._of_target[target]
 
     def targets(self) -> set[str]:
         """The targets that have pipes now."""
@@ -306,15 +316,27 @@ class ChannelEnd(_End, asyncssh.SSHUNIXSession[bytes]):
         self._lost()
 
 
-async def connect_target(path: Path, pipes: PipeSet, target: str) -> ChannelEnd:
+async def connect_target(path: Path, pipes: PipeSet, target: str, *, site: str = "") -> ChannelEnd:
     """Accepting side of a channel: connects the target first, and returns the session for asyncssh.
+
+    Args:
+        path: the target's socket.
+        pipes: those of the connection.
+        target: its logical name.
+        site: who has logged in, where the target is to know (`site_name`).
 
     Raises:
         OSError: the target does not answer.
     """
-    _, end = await asyncio.get_running_loop().create_unix_connection(
-        lambda: SocketEnd(pipes, target), str(path)
-    )
+    loop = asyncio.get_running_loop()
+    sock = site_name.bound(site) if site else socket.socket(socket.AF_UNIX)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, str(path))
+        _, end = await loop.create_unix_connection(lambda: SocketEnd(pipes, target), sock=sock)
+    except BaseException:
+        sock.close()
+        raise
     return ChannelEnd(end, pipes)
 
 

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 _TARGETS = re.compile(r"nbd/[A-Za-z0-9_.-]{1,128}|credentials|telemetry|enrolment")
 _AGENT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _CHANNELS_OF_STRANGERS = 2
+# What all sites use: these are told which site it is, and how much of them it has.
+_SERVICES = ("credentials", "telemetry")
 _TRY_LATER = "authorization is not available, try later"
 # A name may have 256 KiB: neither the log nor the reply repeats all of it.
 _SHOWN_CHARACTERS = 160
@@ -114,6 +116,7 @@ class AgentConnection(asyncssh.SSHServer):
         self._stranger = False
         self._conn: asyncssh.SSHServerConnection | None = None
         self._opening = 0
+        self._opening_services = 0
         self._refusals = 0
         self._keys_shown = 0
         self._reading: BoundedReading | None = None
@@ -133,6 +136,11 @@ class AgentConnection(asyncssh.SSHServer):
     def address(self) -> str:
         """Where it comes from."""
         return str(self._conn.get_extra_info("peername", ("?",))[0]) if self._conn else "?"
+
+    @property
+    def services(self) -> int:
+        """Channels to what all sites use, open and opening."""
+        return self._opening_services + sum(self.pipes.count(target) for target in _SERVICES)
 
     # --- life ---
 
@@ -225,8 +233,14 @@ class AgentConnection(asyncssh.SSHServer):
         most = _CHANNELS_OF_STRANGERS if self._stranger else self._limits.channels_per_connection
         if len(self.pipes) + self._opening >= most:
             self._deny("open", dest_path, "too many channels", asyncssh.OPEN_RESOURCE_SHORTAGE)
+        if (
+            dest_path in _SERVICES
+            and self._roster.services(self.agent_id) >= self._limits.service_channels_per_agent
+        ):
+            self._deny("open", dest_path, "too many channels to services", asyncssh.OPEN_RESOURCE_SHORTAGE)
         assert self._conn is not None
         self._opening += 1
+        self._opening_services += dest_path in _SERVICES
         channel = self._conn.create_unix_channel(window=WINDOW_BYTES, max_pktsize=PACKET_BYTES)
         return channel, self._open(dest_path)
 
@@ -237,7 +251,8 @@ class AgentConnection(asyncssh.SSHServer):
                 path = self._paths.enrolment_socket
             else:
                 path = await self._authority.authorize(self.fingerprint, target)
-            session = await connect_target(path, self.pipes, target)
+            site = self.agent_id if target in _SERVICES else ""
+            session = await connect_target(path, self.pipes, target, site=site)
         except SendenseError as error:
             if is_refusal(error):
                 self._deny("open", target, error.message)
@@ -246,6 +261,7 @@ class AgentConnection(asyncssh.SSHServer):
             self._deny("open", target, f"its socket does not answer: {error}", asyncssh.OPEN_CONNECT_FAILED)
         finally:
             self._opening -= 1
+            self._opening_services -= target in _SERVICES
         if self.pipes.closed:
             self._deny("open", target, "the connection was closed", asyncssh.OPEN_CONNECT_FAILED)
         return session
@@ -351,3 +367,7 @@ class Roster:
     def count(self, agent_id: str) -> int:
         """Connections of one agent."""
         return sum(each.agent_id == agent_id for each in self._connections)
+
+    def services(self, agent_id: str) -> int:
+        """Channels of all connections of one agent to what all sites use."""
+        return sum(each.services for each in self._connections if each.agent_id == agent_id)

@@ -14,6 +14,9 @@ class Limits:
     """Open and opening channels of one SSH connection."""
     connections_per_agent: int = 128
     """SSH connections of one agent: its control process and one per mover."""
+    service_channels_per_agent: int = 64
+    """Channels of all connections of one agent to `credentials` and `telemetry`, open and opening: what an
+    honest one needs comes through the connection of its control process."""
     logins: int = 128
     """Connections that are not logged in yet; for one more, the oldest is closed."""
     logins_per_address: int = 48
