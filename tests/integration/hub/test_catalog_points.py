@@ -198,7 +198,7 @@ async def test_a_span_that_comes_again_replaces_itself(catalog: Catalog):
         return StoredSpan("t", "s", "", name, "hub", 1, 2, "", {"vm": "web"})
 
     for name in ("old", "new"):
-        await catalog.run(lambda connection, name=name: spans.store(connection, [span(name)]))  # type: ignore[misc]
+        await catalog.run(lambda connection, name=name: spans.store(connection, [span(name)], ""))  # type: ignore[misc]
     (found,) = await catalog.run(lambda connection: spans.of_trace(connection, "t"))
     assert (found.name, dict(found.attributes)) == ("new", {"vm": "web"})
 

@@ -45,9 +45,9 @@ def spans_of(trace: int, count: int = 1, start_ns: int = 0) -> list[StoredSpan]:
     ]
 
 
-async def keep(catalog: Catalog, *batches: list[StoredSpan]) -> None:
+async def keep(catalog: Catalog, *batches: list[StoredSpan], site: str = "") -> None:
     for batch in batches:
-        await catalog.run(lambda connection, batch=batch: spans.store(connection, batch, most=MOST))  # type: ignore[misc]
+        await catalog.run(lambda connection, batch=batch: spans.store(connection, batch, site, most=MOST))  # type: ignore[misc]
 
 
 async def kept(catalog: Catalog) -> dict[int, int]:
@@ -64,11 +64,18 @@ async def start_job(catalog: Catalog, trace: int) -> None:
     assert (await catalog.run(lambda connection: jobs.get(connection, job.job_id))).trace_id == job.trace_id
 
 
+class Context:
+    """Of a call that comes through a gateway."""
+
+    def peer(self) -> str:
+        return "unix-abstract:sendense/site/paris:0f"
+
+
 async def export(catalog: Catalog, *sent: trace_pb2.Span) -> list[sa.Row[tuple[object, ...]]]:
     """What is kept of it."""
     request = pb.ExportTraceServiceRequest()
     request.resource_spans.add().scope_spans.add().spans.extend(sent)
-    await SpanIntake(catalog).Export(request, None)  # type: ignore[arg-type]
+    await SpanIntake(catalog).Export(request, Context())  # type: ignore[arg-type]
     return list(await catalog.run(lambda connection: connection.execute(sa.select(table)).all()))
 
 
@@ -100,6 +107,24 @@ async def test_what_belongs_to_no_job_pushes_out_no_trace_of_one(catalog: Catalo
         await start_job(catalog, trace)
         await keep(catalog, spans_of(trace, 35))
     assert await kept(catalog) == {3: 20, 4: 35, 5: 35}, "of jobs, the first that came"
+
+
+@pytest.mark.parametrize("of_jobs", [False, True])
+async def test_a_site_that_sends_many_traces_pushes_out_its_own(catalog: Catalog, of_jobs: bool):
+    """Also where they are of jobs: one has as many jobs as it likes, and the other few."""
+    for trace in range(1, 40):
+        if of_jobs:
+            await start_job(catalog, trace)
+    await keep(catalog, spans_of(1, 15), site="rome")
+    await keep(catalog, spans_of(2, 15))  # of the installation itself
+    for trace in range(3, 40):
+        await keep(catalog, spans_of(trace, 5, FAR_AWAY_NS), site="paris")
+    found = await kept(catalog)
+    assert (found[1], found[2]) == (15, 15)
+    assert sum(found.values()) <= MOST
+    theirs = [trace for trace in found if trace > 2]
+    assert len(theirs) > 5
+    assert theirs == list(range(min(theirs), 40)), "the first that came went first"
 
 
 async def test_spans_from_before_traces_were_numbered_go_first(catalog: Catalog):

@@ -305,5 +305,7 @@ spans = sa.Table(
     sa.Column("attributes", sa.JSON, nullable=False),
     # Of the trace. None: before traces were numbered.
     sa.Column("arrival", sa.BigInteger),
+    # Who sent it; empty: a process of the installation, or it was there before this was known.
+    _text("site", server_default=""),
     sa.Index("ix_spans_arrival", "arrival", "trace_id"),
 )

@@ -35,12 +35,20 @@ class StoredSpan:
     attributes: dict[str, str]
 
 
-def store(connection: sa.Connection, batch: Sequence[StoredSpan], *, most: int = _IN_TOTAL) -> None:
+def store(
+    connection: sa.Connection, batch: Sequence[StoredSpan], site: str, *, most: int = _IN_TOTAL
+) -> None:
     """Keeps them, and no more than `most` in all.
 
     A span that comes again replaces itself, and a trace that is too long loses the rest. When there are too
-    many, traces that belong to no job go first, and of these the ones that came first: an agent that sends
-    what nobody asked for pushes out no job's trace.
+    many, traces that belong to no job go first: an agent that sends what nobody asked for pushes out no job's
+    trace. Of these, the site goes first that has most, and of its traces those that came first.
+
+    Args:
+        connection: a transaction.
+        batch: to keep.
+        site: that sent it; empty: a process of the installation.
+        most: spans in all.
     """
     by_trace: dict[str, dict[str, StoredSpan]] = {}
     for span in batch:
@@ -56,7 +64,7 @@ def store(connection: sa.Connection, batch: Sequence[StoredSpan], *, most: int =
     for number, (trace_id, mine) in enumerate(by_trace.items(), newest + 1):
         arrival = arrivals.get(trace_id) or number
         room = max(0, _PER_TRACE - kept.get(trace_id, 0))
-        rows += [{**asdict(span), "arrival": arrival} for span in list(mine.values())[:room]]
+        rows += [{**asdict(span), "arrival": arrival, "site": site} for span in list(mine.values())[:room]]
     if rows:
         connection.execute(spans.insert(), rows)
     total = connection.scalar(sa.select(sa.func.count()).select_from(spans)) or 0
@@ -81,14 +89,21 @@ def _discard(connection: sa.Connection, count: int) -> None:
             spans.c.trace_id,
             sa.func.count().label("count"),
             sa.func.max(sa.case((of_a_job, 1), else_=0)).label("of_a_job"),
+            sa.func.max(spans.c.site).label("site"),  # one of a job has spans of the hub as well
             first.label("first"),
         )
         .group_by(spans.c.trace_id)
         .subquery()
     )
-    order = (traces.c.of_a_job, traces.c.first, traces.c.trace_id)
-    before = sa.func.sum(traces.c.count).over(order_by=order) - traces.c.count
-    ranked = sa.select(traces.c.trace_id, before.label("before")).subquery()
+    # How many its site would have with it and all that came later: those above the most of others go first.
+    pile = sa.func.sum(traces.c.count).over(
+        partition_by=(traces.c.of_a_job, traces.c.site),
+        order_by=(traces.c.first.desc(), traces.c.trace_id.desc()),
+    )
+    piled = sa.select(traces, pile.label("pile")).subquery()
+    order = (piled.c.of_a_job, piled.c.pile.desc(), piled.c.first, piled.c.trace_id)
+    before = sa.func.sum(piled.c.count).over(order_by=order) - piled.c.count
+    ranked = sa.select(piled.c.trace_id, before.label("before")).subquery()
     going = sa.select(ranked.c.trace_id).where(ranked.c.before < count)
     connection.execute(spans.delete().where(spans.c.trace_id.in_(going)))
 

@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceS
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
+from sendense_common import site_name
 from sendense_hub.catalog import Catalog, spans
 from sendense_hub.catalog.spans import StoredSpan
 from sendense_hub.domain.cutting import cut
@@ -41,8 +42,9 @@ class SpanIntake(TraceServiceServicer):
         """See OTLP."""
         batch = list(itertools.islice(_stored(request), _MOST_PER_CALL))
         if batch:
+            site = site_name.of_peer(context.peer())
             async with self._turn:
-                await self._catalog.run(lambda connection: spans.store(connection, batch))
+                await self._catalog.run(lambda connection: spans.store(connection, batch, site))
         return pb.ExportTraceServiceResponse()
 
 
