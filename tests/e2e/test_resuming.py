@@ -84,5 +84,10 @@ def test_ff13_whatever_is_killed_in_the_copy_the_same_job_makes_its_point(fresh_
     assert int(disk["copied_bytes"]) - int(disk["recopied_bytes"]) == 4 * 48 * MIB
     fresh_world.assert_restores(job, lab)
     assert [each["job_id"] for each in fresh_world.ask("point", "list")["points"]] == [job_id]
+    # The API took the span of the attempt that it was killed in with it.
+    assert "attempt 1 (interrupted: its own span was lost with its process)" in until(
+        lambda: "copy Hard disk" in (drawn := fresh_world.run("job", "trace", job_id).stdout) and drawn,
+        "the spans of the movers have arrived",
+    )
     until(lambda: not lab.left(_NAME), "snapshot and sessions are gone")
     fresh_world.assert_nothing_left((lab, _NAME))

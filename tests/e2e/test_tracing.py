@@ -52,6 +52,9 @@ def test_a_backup_is_one_tree_from_the_command_to_the_mover(shared_world: World,
     assert {span["service"] for span in opened} == {"sendense-credentials"}
     # The one is of looking for the VM, the other of the backup itself.
     assert any(f"agent: backup of {name}" in ancestors(span) for span in opened)
+    of_attempt = [span for span in spans if f"backup of {name}" in [span["name"], *ancestors(span)]]
+    assert {span["service"] for span in of_attempt} == SERVICES - {"sendense-cli"}
+    assert [span["name"] for span in of_attempt if span["attributes"].get("attempt") != "1"] == []
     drawn = shared_world.run("job", "trace", job["job_id"]).stdout
     assert f"backup of {name}" in drawn
     assert "└─" in drawn

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from sendense.hub.v1 import job_pb2
 from sendense.hub.v1 import job_service_pb2 as pb
-from sendense_cli import words
+from sendense_cli import trace_attempts, words
 
 PIPE_WIDTH = 120
 """Columns where nobody says how many there are: a trace is a drawing, not a table that is read by line."""
@@ -19,13 +20,15 @@ _BAR = 20
 _SERVICE, _TOOK, _GAP, _NARROWEST = len("credentials"), len("59m 59s"), 2, 12
 
 
-def tree(spans: Sequence[pb.Span], columns: int) -> Table:
+def tree(spans: Sequence[pb.Span], columns: int, job: job_pb2.Job) -> Table:
     """Spans below their parents, each with its service, its time and where it lies in the whole.
 
     Args:
         spans: of one trace.
         columns: of the terminal.
+        job: the job that it is of.
     """
+    spans = trace_attempts.with_lines(spans, job)
     known = {span.span_id for span in spans}
     children: dict[str, list[pb.Span]] = defaultdict(list)
     for span in spans:
@@ -46,19 +49,22 @@ def tree(spans: Sequence[pb.Span], columns: int) -> Table:
 def _add(
     made: Table, children: dict[str, list[pb.Span]], parent: str, indent: str, first: float, whole: float
 ) -> None:
-    listed = sorted(children[parent], key=_start)
+    listed = trace_attempts.in_order(children[parent])
     for number, span in enumerate(listed):
         is_last = number == len(listed) - 1
         branch = "" if not indent and not parent else ("└─ " if is_last else "├─ ")
         name = Text(f"{indent}{branch}{_named(span)}", style="red" if span.error else "")
         if span.error:
             name.append(f"  {span.error}", style="red")
-        made.add_row(
-            name,
-            Text(span.service.removeprefix("sendense-"), style="cyan"),
-            words.duration(_length(span)),
-            Text(_bar(_start(span) - first, _length(span), whole), style="blue"),
-        )
+        if trace_attempts.stands_for_others(span):
+            made.add_row(name, "", "", "")
+        else:
+            made.add_row(
+                name,
+                Text(span.service.removeprefix("sendense-"), style="cyan"),
+                words.duration(_length(span)),
+                Text(_bar(_start(span) - first, _length(span), whole), style="blue"),
+            )
         below = indent + ("" if not branch else ("   " if is_last else "│  "))
         _add(made, children, span.span_id, below, first, whole)
 

@@ -70,7 +70,7 @@ def test_a_trace_is_a_tree_in_the_order_of_time() -> None:
         span("of a parent that was lost", "e", "gone", 2.0, 1.0),
     ]
     spans[0].error = "went [red]wrong"
-    header, *lines = shown(trace_view.tree(spans, 80)).splitlines()
+    header, *lines = shown(trace_view.tree(spans, 80, job())).splitlines()
     service = header.index("SERVICE")
     assert [line[:service].rstrip() for line in lines] == [
         "StartBackup",
@@ -88,7 +88,7 @@ def test_a_trace_is_a_tree_in_the_order_of_time() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_long_names_never_push_the_times_off_the_screen(width: int) -> None:
-    lines = shown(trace_view.tree([span("x" * 300, "a", "", 0, 61.5)], width), width).splitlines()
+    lines = shown(trace_view.tree([span("x" * 300, "a", "", 0, 61.5)], width, job()), width).splitlines()
     assert "1m 01s" in lines[1]
     assert "█" * 20 in lines[1]
 

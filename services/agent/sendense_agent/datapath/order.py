@@ -44,6 +44,8 @@ class CopyOrder:
     checkpoint_bytes: int = Checkpoints.bytes
     checkpoint_s: float = Checkpoints.seconds
     traceparent: str = ""
+    attempt: int = 0
+    """Of the job, for the trace."""
     telemetry_socket: Path | None = None
 
     @property

@@ -69,7 +69,8 @@ async def _run(site: Site, channel: Channel, first: AnyMessage, stopping: asynci
     if request is not None:
         with (
             telemetry.continue_from(request.traceparent),
-            telemetry.span(f"agent: backup of {request.start.vm_name}", attempt=request.start.attempt),
+            telemetry.in_attempt(request.start.attempt),
+            telemetry.span(f"agent: backup of {request.start.vm_name}"),
         ):
             await Backup(site, channel, request.start).run(stopping)
         return

@@ -149,6 +149,7 @@ class Copying:
                     checkpoint_bytes=self._site.config.checkpoints.bytes,
                     checkpoint_s=self._site.config.checkpoints.seconds,
                     traceparent=telemetry.traceparent(),
+                    attempt=telemetry.attempt(),
                     telemetry_socket=paths.telemetry_socket,
                 )
             ) as mover,

@@ -122,7 +122,10 @@ def trace(job: Id, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
 
     async def work() -> None:
         async with session.hub() as hub:
-            answer = await JobServiceStub(hub).GetJobTrace(pb.GetJobTraceRequest(job_id=job))
+            stub = JobServiceStub(hub)
+            answer = await stub.GetJobTrace(pb.GetJobTraceRequest(job_id=job))
+            # After the spans: an attempt that has ended by now is never said to run.
+            found = (await stub.GetJob(pb.GetJobRequest(job_id=job))).job
         if not answer.spans:
             raise SendenseError(
                 Reason.REASON_JOB_NOT_FOUND,
@@ -130,6 +133,6 @@ def trace(job: Id, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
                 remedy="Old traces are dropped.",
             )
         columns = console.width if console.is_terminal else trace_view.PIPE_WIDTH
-        session.answer(answer, trace_view.tree(answer.spans, columns))
+        session.answer(answer, trace_view.tree(answer.spans, columns, found))
 
     session.run(work())

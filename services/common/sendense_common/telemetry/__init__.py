@@ -6,16 +6,27 @@ span, inside each of its messages (`traceparent()` at one end, `continue_from()`
 to the hub, which keeps those of its jobs, and to wherever the standard OTEL_EXPORTER_OTLP_* variables say.
 """
 
-from sendense_common.telemetry._context import continue_from, defect, refused, span, trace_id, traceparent
+from sendense_common.telemetry._context import (
+    attempt,
+    continue_from,
+    defect,
+    in_attempt,
+    refused,
+    span,
+    trace_id,
+    traceparent,
+)
 from sendense_common.telemetry._interceptors import client_interceptors, server_interceptors
 from sendense_common.telemetry._setup import configure, flush, shutdown
 
 __all__ = [
+    "attempt",
     "client_interceptors",
     "configure",
     "continue_from",
     "defect",
     "flush",
+    "in_attempt",
     "refused",
     "server_interceptors",
     "shutdown",

@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from opentelemetry import context, trace
+from opentelemetry import baggage, context, trace
+from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from sendense_common.errors import SendenseError
@@ -15,6 +16,9 @@ _W3C = TraceContextTextMapPropagator()
 _ERROR_TYPE = "error.type"
 """OpenTelemetry's own name for a stable class of errors."""
 _TRACER = trace.get_tracer("sendense")
+
+_ATTEMPT = "sendense.attempt"
+_ATTEMPT_DIGITS = 9
 
 AttributeValue = str | bool | int | float
 
@@ -68,6 +72,43 @@ def continue_from(parent: str) -> Iterator[None]:
         yield
     finally:
         context.detach(token)
+
+
+@contextlib.contextmanager
+def in_attempt(attempt: int) -> Iterator[None]:
+    """Spans of the block, and of the calls that it makes, belong to this attempt of a job.
+
+    The span that an attempt is drawn below is lost when its process is killed: each span of it says itself
+    where it belongs. 0 changes nothing.
+    """
+    if not attempt:
+        yield
+        return
+    token = context.attach(baggage.set_baggage(_ATTEMPT, str(attempt)))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+def attempt() -> int:
+    """The attempt of a job that this is in; 0 when it is in none."""
+    return _attempt_in(None)
+
+
+def _attempt_in(where: context.Context | None) -> int:
+    """What comes with a call may be anything."""
+    said = str(baggage.get_baggage(_ATTEMPT, where) or "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) <= _ATTEMPT_DIGITS else 0
+
+
+class NotesAttempt(SpanProcessor):
+    """Gives each span that belongs to an attempt of a job its number, as the attribute `attempt`."""
+
+    def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
+        """When a span begins."""
+        if number := _attempt_in(parent_context):
+            span.set_attribute("attempt", number)
 
 
 def trace_id() -> str:

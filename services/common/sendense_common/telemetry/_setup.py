@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 import sendense_common
+from sendense_common.telemetry._context import NotesAttempt
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def configure(service: str, *, spans_socket: Path | None, exporter: SpanExporter
     provider = TracerProvider(
         resource=Resource.create({SERVICE_NAME: service, SERVICE_VERSION: sendense_common.__version__})
     )
+    provider.add_span_processor(NotesAttempt())
     exporters: list[SpanExporter] = []
     if spans_socket is not None:
         exporters.append(SocketSpanExporter(spans_socket))

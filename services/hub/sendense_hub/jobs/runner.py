@@ -67,7 +67,10 @@ class Runner:
             ):
                 return False
             attempt = live.job.attempt
-            with telemetry.span(f"backup of {job.vm_name}", job=job_id, attempt=attempt):
+            with (
+                telemetry.in_attempt(attempt),
+                telemetry.span(f"backup of {job.vm_name}", job=job_id),
+            ):
                 failure = await self._attempt(live)
                 if failure is not None:
                     telemetry.refused(failure)

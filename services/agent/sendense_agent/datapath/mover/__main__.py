@@ -45,6 +45,7 @@ def main() -> int:
     try:
         with (
             telemetry.continue_from(order.traceparent),
+            telemetry.in_attempt(order.attempt),
             telemetry.span(
                 f"copy {order.label}", disk=order.disk_key, read=read.total_bytes, zero=zero.total_bytes
             ) as span,
