@@ -39,6 +39,9 @@ class Queue(Engine):
     async def enqueue_late(self) -> None:
         pass
 
+    async def enqueue_forgotten(self) -> None:
+        pass
+
 
 @pytest.fixture
 async def hub(world: World) -> AsyncIterator[Hub]:

@@ -3,6 +3,9 @@
 
 The workflow is one step of a stable name, so new code never meets the step history of old code; what a job
 is and how far it got is in the catalog alone.
+
+A workflow's ID is used once, for good. One that has ended and left its job as it was (the catalog was put
+back from a copy, or the turn failed before the job began) would be queued in vain: such a job gets another.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowHandleAsync
 from dbos._serialization import DBOSPortableJSONSerializer
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2 as pb
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import jobs
+from sendense_hub.jobs import recovery
 from sendense_hub.jobs.runner import Runner
 from sendense_hub.jobs.workshop import Workshop
 
@@ -31,6 +35,9 @@ _QUEUE = "backups"
 _POLL_S = 0.2
 _STOP_WITHIN_S = 25.0
 _MANY = 10_000
+# Turns in a row that leave a job as it was: more would be for ever.
+_TURNS_IN_VAIN = 5
+_TO_COME = ["ENQUEUED", "DELAYED", "PENDING"]
 
 
 class Engine:
@@ -40,6 +47,7 @@ class Engine:
         """Made by `start`."""
         self._workshop = workshop
         self._late: dict[str, pb.Job] = {}
+        self._in_vain: dict[str, int] = {}
 
     async def enqueue(self, job: pb.Job) -> None:
         """The job's next attempt runs when its turn comes, also after a restart. Twice is once.
@@ -48,15 +56,51 @@ class Engine:
         `enqueue_late`. The catalog has the job, so nobody need ask for it again.
         """
         what = "end" if job.state == pb.JOB_STATE_CANCELLING else job.attempt + 1
+        workflow_id = f"{job.job_id}.{what}"
         try:
-            with SetWorkflowID(f"{job.job_id}.{what}"):
-                await DBOS.enqueue_workflow_async(_QUEUE, _backup_job, job.job_id)
+            if (await (await _enqueue(workflow_id, job)).get_status()).status in _TO_COME:
+                self._in_vain.pop(job.job_id, None)
+            else:
+                await self._again(workflow_id, job)
         except sa.exc.DBAPIError as error:
             if job.job_id not in self._late:
                 log.error("job %s cannot be queued now, it is tried again: %s", job.job_id, error.orig)
             self._late[job.job_id] = job
         else:
             self._late.pop(job.job_id, None)
+
+    async def enqueue_forgotten(self) -> None:
+        """Jobs that are queued in the catalog, and that no workflow is going to begin, are queued again."""
+        queued = await self._workshop.catalog.run(_queued)
+        if queued:
+            coming = await DBOS.list_workflows_async(status=_TO_COME, load_input=False, load_output=False)
+            known = {each.workflow_id.partition(".")[0] for each in coming}
+            for job in queued:
+                if job.job_id not in known:
+                    await self.enqueue(job)
+
+    async def _again(self, workflow_id: str, job: pb.Job) -> None:
+        """The workflow of this ID has ended: if it did nothing for the job, another one takes its place.
+
+        What a workflow does to its job is in the catalog before the workflow ends, so a job that is now as it
+        was read before had nothing of it. Two workflows at once do no harm: see `Runner.run`.
+        """
+        now = await self._workshop.catalog.run(lambda connection: jobs.get(connection, job.job_id))
+        if (now.state, now.attempt) != (job.state, job.attempt) or self._workshop.board.runs(job.job_id):
+            return
+        used = await DBOS.list_workflows_async(
+            workflow_id_prefix=f"{workflow_id}.", load_input=False, load_output=False
+        )
+        if any(each.status in _TO_COME for each in used):
+            return
+        turns = self._in_vain[job.job_id] = self._in_vain.get(job.job_id, 0) + 1
+        if turns > _TURNS_IN_VAIN:
+            del self._in_vain[job.job_id]
+            await recovery.give_up(self._workshop, now)
+            return
+        again = f"{workflow_id}.{len(used) + 2}"
+        log.warning("job %s had its turn (%s) and is as it was: it gets another", job.job_id, workflow_id)
+        await _enqueue(again, job)
 
     async def enqueue_late(self) -> None:
         """Tries again what could not be queued; after a stop, the next start queues it."""
@@ -76,6 +120,12 @@ async def _run_job(job_id: str) -> None:
 @DBOS.workflow(name="backup_job")
 async def _backup_job(job_id: str) -> None:
     await _run_job(job_id)
+
+
+async def _enqueue(workflow_id: str, job: pb.Job) -> WorkflowHandleAsync[None]:
+    """A workflow of that ID; the one that there is already, whatever became of it."""
+    with SetWorkflowID(workflow_id):
+        return await DBOS.enqueue_workflow_async(_QUEUE, _backup_job, job.job_id)
 
 
 @contextlib.asynccontextmanager

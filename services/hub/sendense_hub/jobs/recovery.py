@@ -63,6 +63,12 @@ _RESTART = _Stop(
 _LOST = _Stop(
     Reason.REASON_INTERNAL, "job_lost", "by a defect of the hub, nothing ran {job} any more", may_repeat=False
 )
+_NOT_BEGUN = _Stop(
+    Reason.REASON_INTERNAL,
+    "job_lost",
+    "by a defect of the hub, {job} had its turn several times and was not begun",
+    may_repeat=False,
+)
 
 
 async def recover(workshop: Workshop) -> None:
@@ -87,6 +93,19 @@ async def take_up_lost(workshop: Workshop) -> list[Act]:
         if job.state == pb.JOB_STATE_RUNNING and not workshop.board.runs(job.job_id):
             acts += await _take_up_one(workshop, job)
     return acts
+
+
+async def give_up(workshop: Workshop, job: pb.Job) -> None:
+    """Ends a job that its turns do not begin; with its point, if that is complete.
+
+    On the board meanwhile, so that no turn of it begins while its files go.
+    """
+    if workshop.board.runs(job.job_id):
+        return
+    with workshop.board.run(job):
+        now = await workshop.catalog.run(lambda connection: jobs.get(connection, job.job_id))
+        if (now.state, now.attempt) == (job.state, job.attempt):
+            await _take_up(workshop, now, _NOT_BEGUN)
 
 
 async def _take_up_one(workshop: Workshop, job: pb.Job) -> list[Act]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import NoReturn
 
 from sendense.common.v1.reason_pb2 import Reason
@@ -19,6 +20,8 @@ from sendense_hub.jobs.workshop import Workshop
 log = logging.getLogger(__name__)
 
 _EVERY_S = 0.5
+# What is queued needs nobody, as a rule: only a queue that lost a job leaves one behind.
+_FORGOTTEN_EVERY_S = 10.0
 _MANY = 10_000
 # Less than this does not even hold the tables of a layer.
 _ROOM_BYTES = 64 * 1024 * 1024
@@ -37,9 +40,13 @@ class Waker:
 
     async def run(self) -> NoReturn:
         """Goes on until it is cancelled."""
+        looked_at = -_FORGOTTEN_EVERY_S
         while True:
             try:
                 await self._round()
+                if time.monotonic() - looked_at >= _FORGOTTEN_EVERY_S:
+                    looked_at = time.monotonic()
+                    await self._engine.enqueue_forgotten()
             except Exception:
                 log.exception("waiting jobs are looked at again in %.1f s", _EVERY_S)
             await asyncio.sleep(_EVERY_S)
