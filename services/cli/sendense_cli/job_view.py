@@ -165,6 +165,13 @@ def _display(session: Session) -> Iterator[_Silent | _Lines | _Bars]:
             yield _Bars(live)
 
 
+def limit_text(job: pb.Job) -> str:
+    """How fast it may read."""
+    if not job.bytes_per_second:
+        return "no limit"
+    return f"at most {words.size(job.bytes_per_second)}/s, all disks together"
+
+
 def summary(job: pb.Job) -> Group:
     """All there is to know of a job."""
     head = Table(box=None, show_header=False, pad_edge=False)
@@ -179,6 +186,8 @@ def summary(job: pb.Job) -> Group:
         ("Started", words.moment(job.start_time)),
         ("Took", words.took(job)),
     ]
+    if job.bytes_per_second:
+        facts.append(("Limit", limit_text(job)))
     facts += [("Interrupted", interrupted(job, each)) for each in job.interruptions]
     if job.quiesce_result:
         facts.append(("Snapshot", job.quiesce_result.replace("_", " ")))

@@ -110,6 +110,8 @@ NEGATIVE_TOKEN = base64.urlsafe_b64encode(b"-1 x").decode()
         ("JobService/GetJob", {}, "job_id"),
         ("JobService/WatchJob", {}, "job_id"),
         ("JobService/CancelJob", {"job_id": "\u0000"}, "job_id"),
+        ("JobService/LimitJob", {}, "job_id"),
+        ("JobService/LimitJob", {"job_id": UUID, "bytes_per_second": 1}, "bytes_per_second"),
         ("JobService/GetJobTrace", {}, "job_id"),
         ("JobService/ListJobs", {"page_size": -1}, "page_size"),
         ("JobService/ListJobs", {"page_size": 1001}, "page_size"),
@@ -174,6 +176,7 @@ async def test_a_malformed_request_is_refused_and_names_its_field(
         ("JobService/GetJob", {"job_id": NOBODY}, "NotFound", "JOB_NOT_FOUND"),
         ("JobService/WatchJob", {"job_id": "%%%%%%"}, "NotFound", "JOB_NOT_FOUND"),
         ("JobService/CancelJob", {"job_id": NOBODY}, "NotFound", "JOB_NOT_FOUND"),
+        ("JobService/LimitJob", {"job_id": NOBODY}, "NotFound", "JOB_NOT_FOUND"),
         ("PointService/GetPoint", {"point_id": "______"}, "NotFound", "POINT_NOT_FOUND"),
         ("PointService/VerifyPoint", {"point_id": NOBODY}, "NotFound", "POINT_NOT_FOUND"),
         ("PointService/DeletePoint", {"point_id": NOBODY}, "NotFound", "POINT_NOT_FOUND"),
@@ -225,8 +228,9 @@ async def test_what_does_not_exist_or_exists_is_told_by_its_reason(
     assert (await hub.refused(method, request_))[:2] == (code, reason)
 
 
-async def test_an_ended_job_cannot_be_cancelled(hub: Shared):
-    code, reason, metadata = await hub.refused("JobService/CancelJob", {"job_id": hub.job_id})
+@pytest.mark.parametrize("call", ["CancelJob", "LimitJob"])
+async def test_an_ended_job_cannot_be_cancelled_or_limited(hub: Shared, call: str):
+    code, reason, metadata = await hub.refused(f"JobService/{call}", {"job_id": hub.job_id})
     assert (code, reason, metadata["job"]) == ("FailedPrecondition", "JOB_ENDED", hub.job_id)
 
 

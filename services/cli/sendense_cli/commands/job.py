@@ -11,12 +11,12 @@ import typer
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_service_pb2 as pb
 from sendense.hub.v1.job_service_pb2_grpc import JobServiceStub
-from sendense_cli import job_view, trace_view, words
+from sendense_cli import job_view, rates, trace_view, words
 from sendense_cli.commands.backup import detached
 from sendense_cli.session import DEFAULT_STATE, Json, Session, State, console, table
 from sendense_common.errors import SendenseError
 
-app = typer.Typer(no_args_is_help=True, help="Jobs: list, show, watch, cancel, trace.")
+app = typer.Typer(no_args_is_help=True, help="Jobs: list, show, watch, limit, cancel, trace.")
 
 Id = Annotated[str, typer.Argument(metavar="JOB", help="Its ID, or the first 6 or more characters of it.")]
 
@@ -92,6 +92,30 @@ def watch(job: Id, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
         else:
             console.print(job_view.summary(ended))
         return job_view.exit_for(ended)
+
+    session.run(work())
+
+
+@app.command()
+def limit(
+    job: Id,
+    rate: Annotated[str, typer.Argument(metavar="RATE", help="As 20MiB/s; `none` takes the limit away.")],
+    state: State = DEFAULT_STATE,
+    as_json: Json = False,
+) -> None:
+    """Set how fast a job may read at its site, all its disks together.
+
+    From now on and in its later attempts, until it is set anew.
+
+    Example: sendense job limit 3f2a9c1b 20MiB/s
+    """
+    session = Session(state, as_json=as_json)
+
+    async def work() -> None:
+        request = pb.LimitJobRequest(job_id=job, bytes_per_second=rates.bytes_per_second(rate))
+        async with session.hub() as hub:
+            answer = await JobServiceStub(hub).LimitJob(request)
+        session.answer(answer.job, f"job {answer.job.job_id}: {job_view.limit_text(answer.job)}")
 
     session.run(work())
 

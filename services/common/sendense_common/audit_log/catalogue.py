@@ -50,6 +50,7 @@ EVENTS = {
     "backup.run": "an agent began an attempt of a backup",
     "backup.end": "a backup ended",
     "job.cancel": "a job was cancelled",
+    "job.limit": "how fast a job may read was set",
     "point.export": "a disk of a restore point was exported",
     "point.verify": "a restore point was verified",
     "point.delete": "a restore point was deleted",

@@ -70,7 +70,10 @@ def refuse_busy(connection: sa.Connection, job: pb.Job) -> None:
 def write(
     connection: sa.Connection, job: pb.Job, *, expected: Collection[pb.JobState.ValueType] = ACTIVE
 ) -> bool:
-    """Replaces what is kept of a job if it is in one of the states `expected`: an ended job never changes."""
+    """Replaces what is kept of a job if it is in one of the states `expected`: an ended job never changes.
+
+    Its limit stays: an operator may have set that since the job was read.
+    """
     changed = connection.execute(
         jobs.update()
         .where(jobs.c.job_id == job.job_id, jobs.c.state.in_(sorted(expected)))
@@ -81,6 +84,21 @@ def write(
         if job.state not in ACTIVE:
             _record_end(job)
     return bool(changed.rowcount)
+
+
+def set_limit(connection: sa.Connection, job_id: str, bytes_per_second: int) -> bool:
+    """How fast a job may read from now on; whether it had not ended. Nothing else writes this."""
+    changed = connection.execute(
+        jobs.update()
+        .where(jobs.c.job_id == job_id, jobs.c.state.in_(sorted(ACTIVE)))
+        .values(bytes_per_second=bytes_per_second)
+    )
+    return bool(changed.rowcount)
+
+
+def limit(connection: sa.Connection, job_id: str) -> int:
+    """Bytes per second; 0: none."""
+    return connection.scalar(sa.select(jobs.c.bytes_per_second).where(jobs.c.job_id == job_id)) or 0
 
 
 def _record_end(job: pb.Job) -> None:
@@ -263,4 +281,5 @@ def _message(row: sa.Row[Any]) -> pb.Job:
         create_time=to_timestamp(row.create_time_us),
         start_time=to_timestamp(row.start_time_us),
         end_time=to_timestamp(row.end_time_us),
+        bytes_per_second=row.bytes_per_second,
     )

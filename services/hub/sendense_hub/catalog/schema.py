@@ -123,6 +123,7 @@ jobs = sa.Table(
     _number("create_time_us"),
     sa.Column("start_time_us", sa.BigInteger),
     sa.Column("end_time_us", sa.BigInteger),
+    _number("bytes_per_second", server_default="0"),
     sa.Index("ix_jobs_newest", "create_time_us", "job_id"),
 )
 # Two requests at the same moment cannot both get a job for one VM.

@@ -38,6 +38,8 @@ _FINAL = frozenset(
 )
 
 _LAST = frozenset({"done", "failed"})
+# Said anew, an earlier one means nothing any more: an agent logs in once at a time, and keeps one limit.
+_NEWEST = frozenset({"lease", "limit"})
 _HANG_UP_WITHIN_S = 2.0
 
 _Stream = grpc.aio.StreamStreamCall[pb.RunBackupRequest, pb.RunBackupResponse]
@@ -136,9 +138,9 @@ class BackupStream:
     async def say(self, request: pb.RunBackupRequest) -> None:
         """Tells the agent, now and after every rejoin."""
         request.traceparent = telemetry.traceparent()
-        if request.WhichOneof("message") == "lease":
-            # An agent logs in once at a time: for an older one nobody waits any more.
-            self._said = [each for each in self._said if each.WhichOneof("message") != "lease"]
+        kind = request.WhichOneof("message")
+        if kind in _NEWEST:
+            self._said = [each for each in self._said if each.WhichOneof("message") != kind]
         self._said.append(request)
         self._send(request)
 

@@ -33,6 +33,7 @@ from sendense_hub.jobs import (
     failed_writes,
     job_changes,
     previous_points,
+    rate_limit,
 )
 from sendense_hub.jobs.board import LiveJob
 from sendense_hub.jobs.guarded_sites import Turn
@@ -142,13 +143,13 @@ class BackupAttempt:
     async def _converse(self) -> None:
         async with self._prepared() as start:
             self._stream = BackupStream(
-                self._workshop.sites,
-                self._live.job.site_name,
-                start,
-                give_up_after_s=_SILENT_S,
+                self._workshop.sites, self._live.job.site_name, start, give_up_after_s=_SILENT_S
             )
             self.snapshot_maybe_left = True
-            async with contextlib.aclosing(self._stream.events()) as events:
+            async with (
+                rate_limit.told(self._live, self._stream),
+                contextlib.aclosing(self._stream.events()) as events,
+            ):
                 async for event in events:
                     self._heard_end = event.WhichOneof("event") in {"done", "failed"}
                     if self._heard_end:
@@ -197,16 +198,7 @@ class BackupAttempt:
                 vm_instance_uuid=job.vm_instance_uuid,
                 vm_name=job.vm_name,
                 quiesce=_QUIESCE[job.quiesce],
-                previous_disks=[
-                    agent.PreviousDisk(
-                        key=disk.key,
-                        disk_object_id=disk.disk_object_id,
-                        backing_uuid=disk.backing_uuid,
-                        capacity_bytes=disk.capacity_bytes,
-                        change_id=disk.change_id,
-                    )
-                    for _, disk in self._previous.values()
-                ],
+                previous_disks=previous_points.told(self._previous),
                 require_incremental=job.mode == pb.BACKUP_MODE_INCREMENTAL,
                 dead_snapshots=[
                     agent.JobSnapshot(job_id=each.job_id, vm_instance_uuid=each.vm_instance_uuid)

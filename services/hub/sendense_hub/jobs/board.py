@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import sqlalchemy as sa
+
 from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import job_pb2 as pb
 from sendense_common.errors import SendenseError
@@ -59,11 +61,34 @@ class LiveJob:
         async with self._changing:
             known = self.newest.state
             version = self._next(change)
-            if not await self._catalog.run(
-                lambda connection: jobs.write(connection, version, expected=[known])
-            ):
+
+            def write(connection: sa.Connection) -> bool:
+                version.bytes_per_second = jobs.limit(connection, version.job_id)
+                return jobs.write(connection, version, expected=[known])
+
+            if not await self._catalog.run(write):
                 return False
             self._show(version)
+            return True
+
+    async def limit(self, bytes_per_second: int) -> bool:
+        """It may read so fast from now on; whether it had not ended."""
+
+        def change(job: pb.Job) -> None:
+            job.bytes_per_second = bytes_per_second
+
+        async with self._changing:
+            version = self._next(change)
+            if not await self._catalog.run(
+                lambda connection: jobs.set_limit(connection, version.job_id, bytes_per_second)
+            ):
+                return False
+            # The counters of this version may not be written yet: what is shown is the written one.
+            shown = pb.Job()
+            shown.CopyFrom(self.job)
+            change(shown)
+            self.job, self.newest = shown, version
+            self.tell()
             return True
 
     async def count(self, change: Change) -> None:
@@ -193,6 +218,34 @@ class Board:
         if await self._catalog.run(lambda connection: jobs.write(connection, asked, expected=[job.state])):
             return asked
         return await self.cancel(job.job_id)  # its turn came at this moment
+
+    async def limit(self, job_id: str, bytes_per_second: int) -> pb.Job:
+        """How fast a job may read, in this attempt and later ones; 0 is no limit.
+
+        Raises:
+            SendenseError: JOB_NOT_FOUND; JOB_ENDED when there is nothing to limit any more.
+        """
+        job_id = (await self.get(job_id)).job_id
+
+        def write(connection: sa.Connection) -> bool:
+            return jobs.set_limit(connection, job_id, bytes_per_second)
+
+        live = self._live.get(job_id)
+        if live is None and not await self._catalog.run(write):
+            raise _ended(job_id)
+        live = self._live.get(job_id)  # its turn may have come at this moment
+        if live is not None and not await asyncio.shield(live.limit(bytes_per_second)):
+            raise _ended(job_id)
+        return await self.get(job_id)
+
+
+def _ended(job_id: str) -> SendenseError:
+    return SendenseError(
+        Reason.REASON_JOB_ENDED,
+        f"job {job_id} has ended",
+        remedy=f"`sendense job show {job_id[:8]}` has its result.",
+        job=job_id,
+    )
 
 
 def cancelled(job_id: str) -> SendenseError:

@@ -63,6 +63,20 @@ async def held(
         yield found, await _drop_unusable(workshop, live, found)
 
 
+def told(previous: Previous) -> list[agent.PreviousDisk]:
+    """What the agent has to know of them."""
+    return [
+        agent.PreviousDisk(
+            key=disk.key,
+            disk_object_id=disk.disk_object_id,
+            backing_uuid=disk.backing_uuid,
+            capacity_bytes=disk.capacity_bytes,
+            change_id=disk.change_id,
+        )
+        for _, disk in previous.values()
+    ]
+
+
 def explain(plan: agent.BackupPlan, because: FullBecause) -> None:
     """The agent knows nothing of points that cannot be built upon, and takes the copy for the first."""
     for disk in plan.disks:

@@ -18,10 +18,12 @@ from sendense_hub.jobs.board import Board
 from sendense_hub.rpc import checks
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+# Slower than this, a backup would outlive its snapshot; nothing is faster.
+_SLOWEST, _FASTEST = 64 * 1024, 2**40
 
 
 class JobService(JobServiceServicer):
-    """Shows and stops jobs."""
+    """Shows, slows and stops jobs."""
 
     def __init__(self, catalog: Catalog, board: Board) -> None:
         self._catalog = catalog
@@ -61,6 +63,18 @@ class JobService(JobServiceServicer):
         job = await self._board.cancel(checks.text("job_id", request.job_id))
         await audit_log.record("job.cancel", subject=job.job_id, vm=job.vm_name)
         return pb.CancelJobResponse(job=job)
+
+    async def LimitJob(self, request: pb.LimitJobRequest, context: _Context) -> pb.LimitJobResponse:
+        """See the contract."""
+        checks.text("job_id", request.job_id)
+        limit = request.bytes_per_second
+        if limit and not _SLOWEST <= limit <= _FASTEST:
+            raise invalid(
+                "bytes_per_second", f"must be 0 (no limit), or {_SLOWEST:,} to {_FASTEST:,} bytes per second"
+            )
+        job = await self._board.limit(request.job_id, limit)
+        await audit_log.record("job.limit", subject=job.job_id, vm=job.vm_name, bytes_per_second=limit)
+        return pb.LimitJobResponse(job=job)
 
     async def GetJobTrace(self, request: pb.GetJobTraceRequest, context: _Context) -> pb.GetJobTraceResponse:
         """See the contract."""

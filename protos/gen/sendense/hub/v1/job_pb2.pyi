@@ -229,6 +229,7 @@ class Job(_message.Message):
     ENDED_IN_PHASE_FIELD_NUMBER: _builtins.int
     SITE_NAME_FIELD_NUMBER: _builtins.int
     INTERRUPTIONS_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID."""
     vcenter_name: _builtins.str
@@ -259,6 +260,8 @@ class Job(_message.Message):
     """Phase that a job was in when it ended by failure or cancellation."""
     site_name: _builtins.str
     """The site whose agent copies it."""
+    bytes_per_second: _builtins.int
+    """Bytes that it may read per second at the site, over all its disks; 0: no limit. See JobService.LimitJob."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobDisk]:
         """Disks, from the plan on."""
@@ -312,10 +315,11 @@ class Job(_message.Message):
         ended_in_phase: Global___JobPhase.ValueType = ...,
         site_name: _builtins.str = ...,
         interruptions: _abc.Iterable[Global___JobInterruption] | None = ...,
+        bytes_per_second: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "disks", b"disks", "end_time", b"end_time", "ended_in_phase", b"ended_in_phase", "failure", b"failure", "interruptions", b"interruptions", "job_id", b"job_id", "mode", b"mode", "phase", b"phase", "point_id", b"point_id", "quiesce", b"quiesce", "quiesce_result", b"quiesce_result", "repository_name", b"repository_name", "site_name", b"site_name", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "vcenter_name", b"vcenter_name", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_per_second", b"bytes_per_second", "create_time", b"create_time", "disks", b"disks", "end_time", b"end_time", "ended_in_phase", b"ended_in_phase", "failure", b"failure", "interruptions", b"interruptions", "job_id", b"job_id", "mode", b"mode", "phase", b"phase", "point_id", b"point_id", "quiesce", b"quiesce", "quiesce_result", b"quiesce_result", "repository_name", b"repository_name", "site_name", b"site_name", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "vcenter_name", b"vcenter_name", "vm_instance_uuid", b"vm_instance_uuid", "vm_name", b"vm_name", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

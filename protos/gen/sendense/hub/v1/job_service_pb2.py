@@ -28,7 +28,7 @@ from sendense.common.v1 import role_pb2 as sendense_dot_common_dot_v1_dot_role__
 from sendense.hub.v1 import job_pb2 as sendense_dot_hub_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sendense/hub/v1/job_service.proto\x12\x0fsendense.hub.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsendense/common/v1/role.proto\x1a\x19sendense/hub/v1/job.proto\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"3\n\x0eGetJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sendense.hub.v1.Job\"n\n\x0fListJobsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.sendense.hub.v1.JobState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"O\n\x10ListJobsResponse\x12\"\n\x04jobs\x18\x01 \x03(\x0b\x32\x14.sendense.hub.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"5\n\x10WatchJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sendense.hub.v1.Job\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"6\n\x11\x43\x61ncelJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sendense.hub.v1.Job\"$\n\x12GetJobTraceRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\xa8\x02\n\x04Span\x12\x0f\n\x07span_id\x18\x01 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x39\n\nattributes\x18\x08 \x03(\x0b\x32%.sendense.hub.v1.Span.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x13GetJobTraceResponse\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12$\n\x05spans\x18\x02 \x03(\x0b\x32\x15.sendense.hub.v1.Span2\xc7\x03\n\nJobService\x12O\n\x06GetJob\x12\x1e.sendense.hub.v1.GetJobRequest\x1a\x1f.sendense.hub.v1.GetJobResponse\"\x04\xa0\xb8\x19\x01\x12U\n\x08ListJobs\x12 .sendense.hub.v1.ListJobsRequest\x1a!.sendense.hub.v1.ListJobsResponse\"\x04\xa0\xb8\x19\x01\x12W\n\x08WatchJob\x12 .sendense.hub.v1.WatchJobRequest\x1a!.sendense.hub.v1.WatchJobResponse\"\x04\xa0\xb8\x19\x01\x30\x01\x12X\n\tCancelJob\x12!.sendense.hub.v1.CancelJobRequest\x1a\".sendense.hub.v1.CancelJobResponse\"\x04\xa0\xb8\x19\x02\x12^\n\x0bGetJobTrace\x12#.sendense.hub.v1.GetJobTraceRequest\x1a$.sendense.hub.v1.GetJobTraceResponse\"\x04\xa0\xb8\x19\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sendense/hub/v1/job_service.proto\x12\x0fsendense.hub.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsendense/common/v1/role.proto\x1a\x19sendense/hub/v1/job.proto\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"3\n\x0eGetJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sendense.hub.v1.Job\"n\n\x0fListJobsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.sendense.hub.v1.JobState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"O\n\x10ListJobsResponse\x12\"\n\x04jobs\x18\x01 \x03(\x0b\x32\x14.sendense.hub.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"5\n\x10WatchJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sendense.hub.v1.Job\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"6\n\x11\x43\x61ncelJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sendense.hub.v1.Job\";\n\x0fLimitJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x18\n\x10\x62ytes_per_second\x18\x02 \x01(\x03\"5\n\x10LimitJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sendense.hub.v1.Job\"$\n\x12GetJobTraceRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\xa8\x02\n\x04Span\x12\x0f\n\x07span_id\x18\x01 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x39\n\nattributes\x18\x08 \x03(\x0b\x32%.sendense.hub.v1.Span.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x13GetJobTraceResponse\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12$\n\x05spans\x18\x02 \x03(\x0b\x32\x15.sendense.hub.v1.Span2\x9e\x04\n\nJobService\x12O\n\x06GetJob\x12\x1e.sendense.hub.v1.GetJobRequest\x1a\x1f.sendense.hub.v1.GetJobResponse\"\x04\xa0\xb8\x19\x01\x12U\n\x08ListJobs\x12 .sendense.hub.v1.ListJobsRequest\x1a!.sendense.hub.v1.ListJobsResponse\"\x04\xa0\xb8\x19\x01\x12W\n\x08WatchJob\x12 .sendense.hub.v1.WatchJobRequest\x1a!.sendense.hub.v1.WatchJobResponse\"\x04\xa0\xb8\x19\x01\x30\x01\x12X\n\tCancelJob\x12!.sendense.hub.v1.CancelJobRequest\x1a\".sendense.hub.v1.CancelJobResponse\"\x04\xa0\xb8\x19\x02\x12U\n\x08LimitJob\x12 .sendense.hub.v1.LimitJobRequest\x1a!.sendense.hub.v1.LimitJobResponse\"\x04\xa0\xb8\x19\x02\x12^\n\x0bGetJobTrace\x12#.sendense.hub.v1.GetJobTraceRequest\x1a$.sendense.hub.v1.GetJobTraceResponse\"\x04\xa0\xb8\x19\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSERVICE'].methods_by_name['WatchJob']._serialized_options = b'\240\270\031\001'
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\240\270\031\002'
+  _globals['_JOBSERVICE'].methods_by_name['LimitJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['LimitJob']._serialized_options = b'\240\270\031\002'
   _globals['_JOBSERVICE'].methods_by_name['GetJobTrace']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['GetJobTrace']._serialized_options = b'\240\270\031\001'
   _globals['_GETJOBREQUEST']._serialized_start=177
@@ -63,14 +65,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELJOBREQUEST']._serialized_end=580
   _globals['_CANCELJOBRESPONSE']._serialized_start=582
   _globals['_CANCELJOBRESPONSE']._serialized_end=636
-  _globals['_GETJOBTRACEREQUEST']._serialized_start=638
-  _globals['_GETJOBTRACEREQUEST']._serialized_end=674
-  _globals['_SPAN']._serialized_start=677
-  _globals['_SPAN']._serialized_end=973
-  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_start=924
-  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_end=973
-  _globals['_GETJOBTRACERESPONSE']._serialized_start=975
-  _globals['_GETJOBTRACERESPONSE']._serialized_end=1052
-  _globals['_JOBSERVICE']._serialized_start=1055
-  _globals['_JOBSERVICE']._serialized_end=1510
+  _globals['_LIMITJOBREQUEST']._serialized_start=638
+  _globals['_LIMITJOBREQUEST']._serialized_end=697
+  _globals['_LIMITJOBRESPONSE']._serialized_start=699
+  _globals['_LIMITJOBRESPONSE']._serialized_end=752
+  _globals['_GETJOBTRACEREQUEST']._serialized_start=754
+  _globals['_GETJOBTRACEREQUEST']._serialized_end=790
+  _globals['_SPAN']._serialized_start=793
+  _globals['_SPAN']._serialized_end=1089
+  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_start=1040
+  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_end=1089
+  _globals['_GETJOBTRACERESPONSE']._serialized_start=1091
+  _globals['_GETJOBTRACERESPONSE']._serialized_end=1168
+  _globals['_JOBSERVICE']._serialized_start=1171
+  _globals['_JOBSERVICE']._serialized_end=1713
 # @@protoc_insertion_point(module_scope)

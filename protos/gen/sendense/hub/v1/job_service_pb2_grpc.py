@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """Shows and stops jobs. Wherever a job is named, a unique prefix of its ID of at least 6 characters will do.
+    """Shows, slows and stops jobs. Wherever a job is named, a unique prefix of its ID of at least 6 characters will do.
     """
 
     def __init__(self, channel):
@@ -55,6 +55,11 @@ class JobServiceStub:
                 request_serializer=sendense_dot_hub_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=sendense_dot_hub_dot_v1_dot_job__service__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.LimitJob = channel.unary_unary(
+                '/sendense.hub.v1.JobService/LimitJob',
+                request_serializer=sendense_dot_hub_dot_v1_dot_job__service__pb2.LimitJobRequest.SerializeToString,
+                response_deserializer=sendense_dot_hub_dot_v1_dot_job__service__pb2.LimitJobResponse.FromString,
+                _registered_method=True)
         self.GetJobTrace = channel.unary_unary(
                 '/sendense.hub.v1.JobService/GetJobTrace',
                 request_serializer=sendense_dot_hub_dot_v1_dot_job__service__pb2.GetJobTraceRequest.SerializeToString,
@@ -63,7 +68,7 @@ class JobServiceStub:
 
 
 class JobServiceServicer:
-    """Shows and stops jobs. Wherever a job is named, a unique prefix of its ID of at least 6 characters will do.
+    """Shows, slows and stops jobs. Wherever a job is named, a unique prefix of its ID of at least 6 characters will do.
     """
 
     def GetJob(self, request, context):
@@ -89,6 +94,14 @@ class JobServiceServicer:
 
     def CancelJob(self, request, context):
         """Asks a job to stop; returns at once. Idempotent while it is being cancelled; JOB_ENDED afterwards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LimitJob(self, request, context):
+        """How fast a job may read at the site, from now on and in its later attempts; returns at once, and the agent is
+        told as soon as it can be reached. Twice is once; JOB_ENDED when the job has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +137,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=sendense_dot_hub_dot_v1_dot_job__service__pb2.CancelJobRequest.FromString,
                     response_serializer=sendense_dot_hub_dot_v1_dot_job__service__pb2.CancelJobResponse.SerializeToString,
             ),
+            'LimitJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.LimitJob,
+                    request_deserializer=sendense_dot_hub_dot_v1_dot_job__service__pb2.LimitJobRequest.FromString,
+                    response_serializer=sendense_dot_hub_dot_v1_dot_job__service__pb2.LimitJobResponse.SerializeToString,
+            ),
             'GetJobTrace': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJobTrace,
                     request_deserializer=sendense_dot_hub_dot_v1_dot_job__service__pb2.GetJobTraceRequest.FromString,
@@ -138,7 +156,7 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """Shows and stops jobs. Wherever a job is named, a unique prefix of its ID of at least 6 characters will do.
+    """Shows, slows and stops jobs. Wherever a job is named, a unique prefix of its ID of at least 6 characters will do.
     """
 
     @staticmethod
@@ -239,6 +257,33 @@ class JobService:
             '/sendense.hub.v1.JobService/CancelJob',
             sendense_dot_hub_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
             sendense_dot_hub_dot_v1_dot_job__service__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LimitJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sendense.hub.v1.JobService/LimitJob',
+            sendense_dot_hub_dot_v1_dot_job__service__pb2.LimitJobRequest.SerializeToString,
+            sendense_dot_hub_dot_v1_dot_job__service__pb2.LimitJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

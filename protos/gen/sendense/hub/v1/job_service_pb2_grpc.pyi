@@ -13,7 +13,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JobServiceStub:
-    """Shows and stops jobs. Wherever a job is named, a unique prefix of its ID of at least 6 characters will do."""
+    """Shows, slows and stops jobs. Wherever a job is named, a unique prefix of its ID of at least 6 characters will do."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
@@ -24,11 +24,15 @@ class JobServiceStub:
     """The job now, then again whenever it changes (at most ten times a second), until it has ended."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
     """Asks a job to stop; returns at once. Idempotent while it is being cancelled; JOB_ENDED afterwards."""
+    LimitJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.LimitJobRequest, _job_service_pb2.LimitJobResponse]
+    """How fast a job may read at the site, from now on and in its later attempts; returns at once, and the agent is
+    told as soon as it can be reached. Twice is once; JOB_ENDED when the job has ended.
+    """
     GetJobTrace: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobTraceRequest, _job_service_pb2.GetJobTraceResponse]
     """The spans kept of a job's trace."""
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Shows and stops jobs. Wherever a job is named, a unique prefix of its ID of at least 6 characters will do."""
+    """Shows, slows and stops jobs. Wherever a job is named, a unique prefix of its ID of at least 6 characters will do."""
 
     @_abc_1.abstractmethod
     def GetJob(
@@ -61,6 +65,16 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_job_service_pb2.CancelJobRequest, _abc.Awaitable[_job_service_pb2.CancelJobResponse]],
     ) -> _abc.Awaitable[_job_service_pb2.CancelJobResponse]:
         """Asks a job to stop; returns at once. Idempotent while it is being cancelled; JOB_ENDED afterwards."""
+
+    @_abc_1.abstractmethod
+    def LimitJob(
+        self,
+        request: _job_service_pb2.LimitJobRequest,
+        context: _aio.ServicerContext[_job_service_pb2.LimitJobRequest, _abc.Awaitable[_job_service_pb2.LimitJobResponse]],
+    ) -> _abc.Awaitable[_job_service_pb2.LimitJobResponse]:
+        """How fast a job may read at the site, from now on and in its later attempts; returns at once, and the agent is
+        told as soon as it can be reached. Twice is once; JOB_ENDED when the job has ended.
+        """
 
     @_abc_1.abstractmethod
     def GetJobTrace(
