@@ -66,7 +66,10 @@ def phase(value: job_pb2.JobPhase.ValueType) -> str:
 
 
 def health(point: point_service_pb2.RestorePoint) -> str:
-    """When all of its disks were last found right; DAMAGED; "-" when they were never verified."""
+    """When all of its disks were last found right; DAMAGED; "-" when one was not.
+
+    Not at all, or not since it was damaged.
+    """
     if any(disk.HasField("damage") for disk in point.disks):
         return "DAMAGED"
     times = [disk.verify_time for disk in point.disks]

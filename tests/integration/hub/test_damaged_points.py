@@ -16,6 +16,7 @@ from sendense.hub.v1 import job_pb2
 from sendense.hub.v1 import point_service_pb2 as pb
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import verifications
+from sendense_hub.catalog.schema import point_disks
 from sendense_hub.rpc.point_service import PointService
 
 pytestmark = pytest.mark.integration
@@ -75,6 +76,67 @@ async def test_what_a_verification_found_is_remembered_until_a_later_one_finds_a
     assert await verify(hub, first) is None
     assert await damage(hub, first) == await damage(hub, second) == {}
     assert await hub.catalog.run(verifications.damaged) == []
+
+
+async def right(hub: Hub, point_id: str) -> list[int]:
+    """Disks whose verification counts."""
+    return [disk.key for disk in (await point(hub, point_id)).disks if disk.HasField("verify_time")]
+
+
+async def test_what_was_found_right_before_damage_was_found_does_not_count_any_more(hub: Hub) -> None:
+    first, second = await chain(hub)
+    for point_id in (first, second):
+        assert await verify(hub, point_id) is None
+        assert await right(hub, point_id) == [2000, 2001]
+    flip_in_disk(layer(hub, first), MIB // 2)
+    assert await verify(hub, second) is not None
+    for point_id in (first, second):
+        assert await right(hub, point_id) == [2001], "the disk that nothing was found in"
+    # Put back from a copy: the next verification says of what it has read that it is right, and of no more.
+    flip_in_disk(layer(hub, first), MIB // 2)
+    assert await verify(hub, first) is None
+    assert await damage(hub, first) == await damage(hub, second) == {}
+    assert (await right(hub, first), await right(hub, second)) == ([2000, 2001], [2001])
+    assert await verify(hub, second) is None
+    assert await right(hub, second) == [2000, 2001]
+    # And broken again.
+    flip_in_disk(layer(hub, first), MIB // 2)
+    assert await verify(hub, first) is not None
+    for point_id in (first, second):
+        assert await damage(hub, point_id) == {2000: first}
+        assert await right(hub, point_id) == [2001]
+
+
+async def test_what_is_found_right_after_damage_below_it_is_not_called_damaged(hub: Hub) -> None:
+    """What is wrong in the layer below may be covered, or mended since."""
+    first, second = await chain(hub)
+    hub.agent.script = backup(THEN, BOTH)
+    third = (await hub.run()).point_id
+    flip_in_disk(layer(hub, first), MIB // 2)
+    assert await verify(hub, first) is not None
+    assert await damage(hub, third) == {2000: first}
+    flip_in_disk(layer(hub, first), MIB // 2)
+    assert await verify(hub, second) is None
+    assert await damage(hub, first) == {2000: first}, "nobody has read it whole since"
+    assert await damage(hub, second) == await damage(hub, third) == {}
+    assert await hub.catalog.run(verifications.damaged) == [first]
+    disk = (await point(hub, first)).disks[0]
+    before = disk.damage.find_time.ToMicroseconds() - 1
+    await hub.catalog.run(lambda connection: verifications.found_right(connection, second, before))
+    assert await damage(hub, second) == {2000: first}, "it was being read when the damage was found"
+    assert await verify(hub, first) is None
+    assert await hub.catalog.run(verifications.damaged) == []
+
+
+async def test_a_verification_of_before_a_damage_that_an_older_hub_found_does_not_hide_it(hub: Hub) -> None:
+    """Such a hub left the time of the verification where it was."""
+    first, second = await chain(hub)
+    assert await verify(hub, second) is None
+    flip_in_disk(layer(hub, first), MIB // 2)
+    assert await verify(hub, first) is not None
+    query = point_disks.update().where(point_disks.c.point_id == second).values(verify_time_us=1)
+    await hub.catalog.run(lambda connection: connection.execute(query).close())
+    assert await damage(hub, second) == {2000: first}
 
 
 async def test_a_damaged_chain_is_not_built_upon_and_the_full_says_why(hub: Hub) -> None:

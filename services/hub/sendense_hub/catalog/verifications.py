@@ -14,7 +14,7 @@ _DISK = point_disks.c
 
 
 def found_right(connection: sa.Connection, point_id: str, time_us: int) -> None:
-    """All of a point was read and is right: whatever was seen from it is no more."""
+    """All of a point was read, from this moment on, and is right: whatever was seen from it is no more."""
     connection.execute(
         point_disks.update()
         .where(sa.or_(_DISK.damage_seen_from == point_id, _DISK.point_id == point_id))
@@ -30,7 +30,7 @@ def found_damaged(
     message: str,
     time_us: int,
 ) -> None:
-    """Something is wrong.
+    """Something is wrong; that it, or what is built on it, was found right before does not count any more.
 
     Args:
         connection: of the catalog.
@@ -46,7 +46,18 @@ def found_damaged(
         if "disk" in damage:
             query = query.where(_DISK.key == int(damage["disk"]))
         if connection.execute(query).rowcount:
+            _forget_right(connection, point_id)
             return
+
+
+def _forget_right(connection: sa.Connection, seen_from: str) -> None:
+    every = _built_on_damaged(_DISK.damage_seen_from == seen_from, believe=False)
+    affected = sa.select(every.c.point_id, every.c.key)
+    connection.execute(
+        point_disks.update()
+        .where(sa.tuple_(_DISK.point_id, _DISK.key).in_(affected))
+        .values(verify_time_us=None)
+    )
 
 
 def mark(connection: sa.Connection, found: Mapping[str, pb.RestorePoint]) -> None:
@@ -74,17 +85,32 @@ def damaged(connection: sa.Connection) -> list[str]:
 
 
 def _affected() -> sa.Select[tuple[str, int, str, str, int]]:
-    """Damaged layers, and all that is built on them."""
+    """Damaged layers, and all that is built on them and was not found right since."""
+    every = _built_on_damaged(sa.true(), believe=True)
+    return sa.select(every.c.point_id, every.c.key, every.c.owner, every.c.damage, every.c.damage_time_us)
+
+
+def _built_on_damaged(which: sa.ColumnElement[bool], *, believe: bool) -> sa.CTE:
+    """Damaged layers, and all that is built on them.
+
+    Args:
+        which: of the damaged ones.
+        believe: what was found right since, all of it, has nothing of the damage, and neither has what is
+            built on that.
+    """
     own = (
         sa.select(
             _DISK.point_id, _DISK.key, _DISK.point_id.label("owner"), _DISK.damage, _DISK.damage_time_us
         )
-        .where(_DISK.damage.is_not(None))
+        .where(_DISK.damage.is_not(None), which)
         .cte("affected", recursive=True)
     )
     above = point_disks.alias()
     built = sa.select(above.c.point_id, above.c.key, own.c.owner, own.c.damage, own.c.damage_time_us).where(
         above.c.parent_point_id == own.c.point_id, above.c.key == own.c.key
     )
-    every = own.union(built)
-    return sa.select(every.c.point_id, every.c.key, every.c.owner, every.c.damage, every.c.damage_time_us)
+    if believe:
+        built = built.where(
+            sa.or_(above.c.verify_time_us.is_(None), above.c.verify_time_us <= own.c.damage_time_us)
+        )
+    return own.union(built)

@@ -19,10 +19,15 @@ DAMAGED = frozenset({Reason.REASON_POINT_CORRUPT, Reason.REASON_POINT_INCOMPLETE
 """Of a point that was complete once."""
 
 
-async def remember_right(workshop: Workshop, point_id: str) -> None:
-    """Every byte of a point was read and is right."""
-    time_us = now_us()
-    await workshop.catalog.run(lambda connection: verifications.found_right(connection, point_id, time_us))
+async def remember_right(workshop: Workshop, point_id: str, begun_us: int) -> None:
+    """Every byte of a point was read and is right.
+
+    Args:
+        workshop: of the hub.
+        point_id: of the point.
+        begun_us: when the reading began: what another one found wrong meanwhile is news.
+    """
+    await workshop.catalog.run(lambda connection: verifications.found_right(connection, point_id, begun_us))
 
 
 async def remember_damage(workshop: Workshop, point: pb.RestorePoint, error: SendenseError) -> None:

@@ -18,6 +18,7 @@ from sendense.hub.v1.point_service_pb2_grpc import PointServiceServicer
 from sendense_common import audit_log, telemetry
 from sendense_common.errors import SendenseError, invalid
 from sendense_hub.catalog import points
+from sendense_hub.domain.times import now_us
 from sendense_hub.jobs.intake import Intake
 from sendense_hub.jobs.point_health import remember_damage, remember_right
 from sendense_hub.jobs.workshop import Workshop
@@ -86,7 +87,7 @@ class PointService(PointServiceServicer):
             audit_log.recorded("point.verify", subject=document.point_id),
         ):
             with telemetry.span("verify point", point=document.point_id):
-                digests, report = [], pb.VerifyPointResponse()
+                digests, report, begun_us = [], pb.VerifyPointResponse(), now_us()
                 run_dir = self._workshop.exports_dir
                 async with contextlib.aclosing(verify_point(repository, document, run_dir)) as reports:
                     async for now in reports:
@@ -96,7 +97,7 @@ class PointService(PointServiceServicer):
                             disk_key=now.disk_key, read_bytes=now.read_bytes, total_bytes=now.total_bytes
                         )
                         yield report
-            await remember_right(self._workshop, document.point_id)
+            await remember_right(self._workshop, document.point_id, begun_us)
             yield pb.VerifyPointResponse(
                 disk_key=report.disk_key,
                 read_bytes=report.total_bytes,

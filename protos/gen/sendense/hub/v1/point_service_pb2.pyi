@@ -214,11 +214,15 @@ class PointDisk(_message.Message):
     """Why it is a full where an incremental could have been; empty otherwise. See JobDisk.mode_reason."""
     @_builtins.property
     def verify_time(self) -> _timestamp_pb2.Timestamp:
-        """When its layer, and all that it is built on, was last read whole and found right; not set: never."""
+        """When its layer, and all that it is built on, was last read whole and found right; not set: never, or not since
+        something was found to be wrong with it.
+        """
 
     @_builtins.property
     def damage(self) -> Global___DiskDamage:
-        """What is known to be wrong with its layer or one that it is built on; not set: nothing."""
+        """What is known to be wrong with its layer, or with one that it is built on unless it was found right since; not
+        set: nothing.
+        """
 
     def __init__(
         self,
