@@ -80,6 +80,7 @@ def test_ff13_whatever_is_killed_in_the_copy_the_same_job_makes_its_point(fresh_
     assert job["state"] == "JOB_STATE_SUCCEEDED", job
     assert job["attempt"] >= len(_COMMANDS), "the last one may come when all is copied"
     assert {each["went_on"] for each in job["interruptions"]} <= {"same_snapshot", ""}
+    assert "the hub's API process died (killed by SIGKILL)" in job["interruptions"][0]["failure"]["message"]
     (disk,) = job["disks"]
     assert int(disk["copied_bytes"]) - int(disk["recopied_bytes"]) == 4 * 48 * MIB
     fresh_world.assert_restores(job, lab)

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 PARENT_ENV = "SENDENSE_PARENT_PID"
 """Set by whoever starts one of our services as a child: the child ends with that process."""
 
+DIED_ENV = "SENDENSE_DIED_BEFORE"
+"""Set by whoever starts a child in place of one that died: how that one ended. See `died_before`."""
+
 _LOOK_AGAIN_S = 0.05
 _FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
 
@@ -67,6 +70,14 @@ def run_service(
     finally:
         telemetry.shutdown()
     return 0
+
+
+def died_before() -> str:
+    """How the process ended in whose place this one was started, as "killed by SIGKILL"; empty for the first.
+
+    To be called once: what this process starts has not taken anybody's place.
+    """
+    return os.environ.pop(DIED_ENV, "")
 
 
 @contextlib.contextmanager

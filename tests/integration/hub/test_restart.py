@@ -341,6 +341,23 @@ async def test_recovery_ends_a_job_that_was_being_cancelled_as_cancelled(world: 
         await hub.assert_nothing_left()
 
 
+@pytest.mark.parametrize(
+    ("died", "words"),
+    [
+        ("", "the hub was restarted while job "),
+        ("killed by SIGKILL", "the hub's API process died (killed by SIGKILL) while job "),
+    ],
+)
+async def test_an_interrupted_job_says_which_process_it_was(world: World, died: str, words: str):
+    await interrupted(world, committed=False)
+    async with hub_of(world, register=False) as hub:
+        await recover(hub.workshop, died)
+        (job,) = await hub.catalog.run(lambda connection: jobs.listed(connection, limit=9))
+        (interruption,) = job.interruptions
+        assert interruption.failure.reason == Reason.REASON_HUB_RESTARTED
+        assert interruption.failure.message.startswith(words)
+
+
 async def test_recovery_finishes_a_deletion_and_leaves_queued_jobs_alone(world: World):
     async with hub_of(world) as hub:
         hub.agent.script = backup(FIRST)

@@ -107,10 +107,12 @@ async def test_gateway_and_api_are_started_again_and_the_agent_reconnects(short_
         assert (paths.agents_dir / "site-a.sock").exists()
 
         api = int((paths.state / "api.pid").read_text())
+        assert (paths.state / "died_before").read_text() == ""
         os.kill(api, signal.SIGKILL)
         await until(
             lambda: int((paths.state / "api.pid").read_text() or api) != api, "the API runs again", 20
         )
+        assert (paths.state / "died_before").read_text() == "killed by SIGKILL"
         assert not ups[1].closed  # what was open stayed open
         assert not hub.done()
         stopping.set()

@@ -168,7 +168,7 @@ class BackupAttempt:
                 if await self.point.adopt():
                     raise SendenseError(
                         Reason.REASON_HUB_RESTARTED,
-                        "The hub was restarted just after the point was complete.",
+                        "An earlier attempt was interrupted just after the point was complete.",
                     )
                 vcenter = await catalog.run(lambda connection: vcenters.get(connection, job.vcenter_name))
                 self._previous, self._full_because = await stack.enter_async_context(

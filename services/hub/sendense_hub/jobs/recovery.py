@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
@@ -71,14 +71,23 @@ _NOT_BEGUN = _Stop(
 )
 
 
-async def recover(workshop: Workshop) -> None:
+def _api_died(how: str) -> _Stop:
+    return replace(_RESTART, words=f"the hub's API process died ({how}) while {{job}} ran")
+
+
+async def recover(workshop: Workshop, died_before: str = "") -> None:
     """Looks at what the last life of this hub left running, and finishes deletions that it began.
+
+    Args:
+        workshop: of the hub.
+        died_before: how the API ended in whose place this one was started; empty: the whole hub was started.
 
     A job whose point has its commit mark has succeeded, and its snapshot is left to the sweeper. One that was
     being cancelled is cancelled. Any other waits for its next attempt.
     """
+    why = _api_died(died_before) if died_before else _RESTART
     for job in await workshop.catalog.run(lambda c: jobs.listed(c, states=_INTERRUPTED, limit=_MANY)):
-        await _take_up(workshop, job, _RESTART)
+        await _take_up(workshop, job, why)
     ActLog().write(await unsettled_points.finish(workshop))
 
 

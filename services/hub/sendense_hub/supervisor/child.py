@@ -6,10 +6,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Coroutine, Sequence
 
 from sendense_common import process
-from sendense_common.service import PARENT_ENV
+from sendense_common.service import DIED_ENV, PARENT_ENV
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +35,20 @@ class RestartWait:
         return wait_s
 
 
-async def start(command: Sequence[str], *, inherit: Sequence[int] = ()) -> asyncio.subprocess.Process:
+async def start(
+    command: Sequence[str], *, inherit: Sequence[int] = (), died_before: str = ""
+) -> asyncio.subprocess.Process:
     """Starts one of our services so that it ends with this process.
 
     Args:
         command: program and arguments.
         inherit: descriptors it gets besides the standard ones.
+        died_before: how the one ended whose place it takes.
     """
     return await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
-        env={**os.environ, PARENT_ENV: str(os.getpid())},
+        env={**os.environ, PARENT_ENV: str(os.getpid()), DIED_ENV: died_before},
         pass_fds=inherit,
         # Ctrl-C in a terminal goes to us alone; we stop the children in order.
         start_new_session=True,
@@ -60,10 +64,10 @@ async def run(name: str, command: Sequence[str], stopping: asyncio.Event, *, sto
         stopping: ends it.
         stop_grace_s: seconds between SIGTERM and SIGKILL.
     """
-    wait = RestartWait()
+    wait, died = RestartWait(), ""
     while not stopping.is_set():
-        child = await start(command)
-        await until_ended(name, child, stopping, wait, stop_grace_s=stop_grace_s)
+        child = await start(command, died_before=died)
+        died = _how(await until_ended(name, child, stopping, wait, stop_grace_s=stop_grace_s))
 
 
 async def until_ended(
@@ -73,8 +77,12 @@ async def until_ended(
     wait: RestartWait,
     *,
     stop_grace_s: float,
-) -> None:
-    """Returns when `child` died and it is time for the next one, or when it was ended after `stopping`."""
+) -> int:
+    """Returns when `child` died and it is time for the next one, or when it was ended after `stopping`.
+
+    Returns:
+        Its exit code.
+    """
     loop = asyncio.get_running_loop()
     started_at = loop.time()
     log.info("%s runs as process %d", name, child.pid)
@@ -84,10 +92,21 @@ async def until_ended(
         code = await process.stop(child, grace_s=stop_grace_s)
     if stopping.is_set():
         log.info("%s has stopped (exit code %d)", name, code)
-        return
+        return code
     wait_s = wait.after(loop.time() - started_at)
     log.error("%s died (exit code %d); starting it again in %.1f s", name, code, wait_s)
     await first(asyncio.sleep(wait_s), stopping.wait())
+    return code
+
+
+def _how(code: int) -> str:
+    """A process ended, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # of real time
+        return f"killed by signal {-code}"
 
 
 async def first(*awaitables: Coroutine[object, object, object]) -> None:

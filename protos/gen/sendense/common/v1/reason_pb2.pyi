@@ -101,7 +101,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_JOB_LOST: _Reason.ValueType  # 63
     """The agent lost this job (it was restarted, or cleaned up after orphan_timeout)."""
     REASON_HUB_RESTARTED: _Reason.ValueType  # 64
-    """The hub was restarted while the job ran."""
+    """The hub, or its process that runs jobs, was started again while the job ran."""
     REASON_POINT_NOT_FOUND: _Reason.ValueType  # 80
     """No restore point with that ID."""
     REASON_POINT_HAS_DEPENDANTS: _Reason.ValueType  # 81
@@ -297,7 +297,7 @@ REASON_ATTEMPT_FENCED: Reason.ValueType  # 62
 REASON_JOB_LOST: Reason.ValueType  # 63
 """The agent lost this job (it was restarted, or cleaned up after orphan_timeout)."""
 REASON_HUB_RESTARTED: Reason.ValueType  # 64
-"""The hub was restarted while the job ran."""
+"""The hub, or its process that runs jobs, was started again while the job ran."""
 REASON_POINT_NOT_FOUND: Reason.ValueType  # 80
 """No restore point with that ID."""
 REASON_POINT_HAS_DEPENDANTS: Reason.ValueType  # 81
