@@ -88,6 +88,7 @@ def test_stopping_everything_in_the_middle_keeps_what_the_job_goes_on_with(fresh
 def _stops_and_goes_on(fresh_world: World, lab: Lab, job_id: str) -> None:
     endpoint = fresh_world.installation.hub.endpoint_file.read_text().strip()
     assert fresh_world.stop() == 0
+    assert not fresh_world.installation.run.exists(), list(fresh_world.installation.run.rglob("*"))
     assert _keeps_its_snapshot_alone(lab), lab.left(_NAME)
     fresh_world.assert_no_process()
     host, _, port = endpoint.rpartition(":")

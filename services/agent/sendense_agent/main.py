@@ -19,7 +19,7 @@ from sendense_agent.domain.checkpoints import MIB, Checkpoints
 from sendense_agent.domain.limits import GIB, Limits
 from sendense_common.errors import SendenseError
 from sendense_common.keys import ensure_agent_keys
-from sendense_common.paths import AgentPaths, private_dir, runtime_dir
+from sendense_common.paths import AgentPaths, made_runtime_dir, private_dir, runtime_dir
 from sendense_common.service import run_service
 from sendense_common.tunnel import ensure_key, fingerprint
 
@@ -230,10 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "configure":
         return configure(options, paths)
     if options.command == "enroll":
-        return enrol_command.run(options, paths)
-    return run_service(
-        "sendense-agent", lambda stopping: serve(paths, stopping), spans_socket=paths.telemetry_socket
-    )
+        with made_runtime_dir(options.state, options.run):
+            return enrol_command.run(options, paths)
+    with made_runtime_dir(options.state, options.run):
+        return run_service(
+            "sendense-agent", lambda stopping: serve(paths, stopping), spans_socket=paths.telemetry_socket
+        )
 
 
 if __name__ == "__main__":

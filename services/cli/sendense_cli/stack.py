@@ -25,7 +25,7 @@ from sendense_cli.service_log import ServiceLog
 from sendense_common import process, rpc
 from sendense_common.errors import SendenseError
 from sendense_common.keys import AgentPublicKeys
-from sendense_common.paths import Installation, private_dir
+from sendense_common.paths import Installation, made_runtime_dir, private_dir
 from sendense_common.service import PARENT_ENV, only_one
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ async def running(installation: Installation, options: StackOptions, say: Say) -
     services = Stack()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(only_one(installation.state / "up.lock", "`sendense up`"))
-        stack.callback(_remove_empty, installation.run)
+        stack.enter_context(made_runtime_dir(installation.state))
         listen = await asyncio.to_thread(
             listen_address.choose, options.listen, installation.listen_file, listen_address.candidates()
         )
@@ -138,15 +138,6 @@ async def running(installation: Installation, options: StackOptions, say: Say) -
         finally:
             reaping.cancel()
             say("stopping")
-
-
-def _remove_empty(directory: Path) -> None:
-    """What there is for sockets, if there are none any more."""
-    for path in sorted(directory.rglob("*"), reverse=True):
-        with contextlib.suppress(OSError):
-            path.rmdir()
-    with contextlib.suppress(OSError):
-        directory.rmdir()
 
 
 async def _start_credentials(installation: Installation, start: Callable[..., object]) -> None:

@@ -3,16 +3,18 @@
 
 A unix socket's path may have at most 107 bytes, and people keep state in deep directories. Where the state
 directory is too deep, sockets live in a short private directory whose name is derived from it, so that every
-process finds them by the state directory alone.
+process finds them by the state directory alone. It goes with the last process that serves there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,18 +63,22 @@ def open_to_group(path: Path, group: int, mode: int) -> None:
 
 
 def runtime_dir(state: Path) -> Path:
-    """The directory for the sockets of the installation at `state`; made if it is missing.
+    """The directory for the sockets of the installation at `state`; it is there while something serves there.
+
+    Whoever only asks makes none: commands are given for installations that do not run, or not any more.
 
     Raises:
-        SendenseError: INTERNAL when the short directory is not a private one of this user.
+        SendenseError: INTERNAL when the short directory is there and not a private one of this user.
     """
     near = state.resolve() / "run"
     if len(os.fsencode(near)) <= _LONGEST_RUN_DIR_BYTES:
-        return private_dir(near)
+        return near
     digest = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:12]
     short = Path(tempfile.gettempdir()) / f"sendense-{os.getuid()}-{digest}"
-    private_dir(short)
-    facts = short.lstat()
+    try:
+        facts = short.lstat()
+    except FileNotFoundError:
+        return short
     if facts.st_uid != os.getuid() or not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077:
         raise SendenseError(
             Reason.REASON_INTERNAL,
@@ -80,6 +86,37 @@ def runtime_dir(state: Path) -> Path:
             remedy="Remove it, or use a state directory with a shorter path.",
         )
     return short
+
+
+@contextlib.contextmanager
+def made_runtime_dir(state: Path, chosen: Path | None = None) -> Iterator[Path]:
+    """The same, for who serves there: made if it is missing, and removed after the block if nobody uses it.
+
+    Args:
+        state: of the installation.
+        chosen: the directory that a person named instead, if one did: left as it is.
+
+    Raises:
+        SendenseError: see `runtime_dir` and `private_dir`.
+    """
+    if chosen is not None:
+        yield chosen
+        return
+    private_dir(runtime_dir(state))
+    made = runtime_dir(state)  # looked at once more: somebody else may have made it at this moment
+    try:
+        yield made
+    finally:
+        remove_empty(made)
+
+
+def remove_empty(directory: Path) -> None:
+    """Removes a directory and those below it as far as there is nothing in them."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sendense_common.errors import SendenseError
-from sendense_common.paths import CredentialsPaths, private_dir, runtime_dir
+from sendense_common.paths import CredentialsPaths, made_runtime_dir, private_dir, runtime_dir
 from sendense_common.service import configure_logging, run_service
 from sendense_credentials.key_options import KeyOptions, add_arguments, key_options
 from sendense_credentials.restoring import restore
@@ -136,11 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command_line.error(f"--socket-group: {error}")
     if group is not None and options.run is None:
         command_line.error("--socket-group: give --run too, a directory that the group can get to")
-    return run_service(
-        "sendense-credentials",
-        lambda stopping: serve(paths, keys, stopping, group),
-        spans_socket=options.telemetry_socket,
-    )
+    with made_runtime_dir(state, options.run):
+        return run_service(
+            "sendense-credentials",
+            lambda stopping: serve(paths, keys, stopping, group),
+            spans_socket=options.telemetry_socket,
+        )
 
 
 def _init_key(paths: CredentialsPaths, keys: KeyOptions, *, after_loss: bool) -> int:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sendense_common.paths import HubPaths, runtime_dir
+from sendense_common.paths import HubPaths, made_runtime_dir, runtime_dir
 from sendense_common.rpc import only_tls_1_3
 from sendense_common.service import run_service
 from sendense_hub.api.listening import add_options, given_options, host_and_port, listener_of
@@ -267,7 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             only_tls_1_3()
         await supervise(config, stopping)
 
-    return run_service("sendense-hub", run)
+    with made_runtime_dir(options.state, options.run):
+        return run_service("sendense-hub", run)
 
 
 if __name__ == "__main__":

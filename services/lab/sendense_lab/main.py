@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sendense_common.paths import runtime_dir
+from sendense_common.paths import made_runtime_dir
 from sendense_lab.accept import AcceptError, AcceptOptions, Address, as_table, run_accept
 from sendense_lab.scenarios import Scenario, ScenarioError, find, load, read, shipped
 from sendense_lab.vcenter.certificates import make_certificates, make_kind
@@ -75,19 +75,20 @@ def vcenter(
     commands.show_certificate = lambda kind: web.show(
         *((certificate, key) if kind == "good" else make_kind(state, kind))
     )
-    control = ControlServer(runtime_dir(state) / "control.sock", commands)
-    (state / "endpoint").write_text(f"{host}:{web.server_address[1]}\n")
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    for server in (web, control):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    typer.echo(f"ready: https://{host}:{web.server_address[1]}/sdk user {username}")
-    sys.stdout.flush()
-    stopping.wait()
-    for server in (web, control):
-        server.shutdown()
-        server.server_close()
+    with made_runtime_dir(state) as run:
+        control = ControlServer(run / "control.sock", commands)
+        (state / "endpoint").write_text(f"{host}:{web.server_address[1]}\n")
+        stopping = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopping.set())
+        for server in (web, control):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        typer.echo(f"ready: https://{host}:{web.server_address[1]}/sdk user {username}")
+        sys.stdout.flush()
+        stopping.wait()
+        for server in (web, control):
+            server.shutdown()
+            server.server_close()
 
 
 @app.command()

@@ -63,6 +63,7 @@ async def supervise(config: SupervisorConfig, stopping: asyncio.Event) -> None:
     with contextlib.ExitStack() as held:
         held.enter_context(_locked(paths.state))
         ensure_key(paths.host_key_file, "sendense-hub")
+        held.callback(paths.ssh_limits_file.unlink, missing_ok=True)
         paths.ssh_limits_file.write_text(config.limits.in_words(config.gateway_count) + "\n")
         paths.endpoint_file.unlink(missing_ok=True)  # a hub that was killed has left it
         listening = held.enter_context(listener.listen(config.listen_host, config.listen_port))

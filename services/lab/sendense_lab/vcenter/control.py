@@ -323,4 +323,10 @@ class ControlServer(socketserver.ThreadingUnixStreamServer):
     def __init__(self, path: Path, commands: Commands) -> None:
         path.unlink(missing_ok=True)
         super().__init__(str(path), _Handler)
+        self._path = path
         self.commands = commands
+
+    def server_close(self) -> None:
+        """Nothing is left of it."""
+        super().server_close()
+        self._path.unlink(missing_ok=True)
