@@ -63,7 +63,7 @@ async def half_copied(
 ) -> AsyncIterator[None]:
     """In the middle of the first disk's copy; what was heard is stored afterwards."""
     plan = await backup.until_plan()
-    await backup.stream.tell(limit=pb.LimitRate(bytes_per_second=8 * MIB))
+    await backup.stream.tell(limit=pb.LimitRate(bytes_per_second=3 * MIB))
     async with job.exports(backup, plan, parents or {}):
         read = 0
 
