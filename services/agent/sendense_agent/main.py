@@ -226,13 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Configures or runs an agent; returns the exit code."""
     options = parser().parse_args(arguments)
     os.umask(0o077)  # keys and what goes with them are nobody else's
-    paths = AgentPaths(options.state, options.run or runtime_dir(options.state))
     if options.command == "configure":
-        return configure(options, paths)
-    if options.command == "enroll":
-        with made_runtime_dir(options.state, options.run):
+        return configure(options, AgentPaths(options.state, options.run or runtime_dir(options.state)))
+    with made_runtime_dir(options.state, options.run) as run:
+        paths = AgentPaths(options.state, run)
+        if options.command == "enroll":
             return enrol_command.run(options, paths)
-    with made_runtime_dir(options.state, options.run):
         return run_service(
             "sendense-agent", lambda stopping: serve(paths, stopping), spans_socket=paths.telemetry_socket
         )

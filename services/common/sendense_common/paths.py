@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import stat
@@ -63,34 +64,21 @@ def open_to_group(path: Path, group: int, mode: int) -> None:
 
 
 def runtime_dir(state: Path) -> Path:
-    """The directory for the sockets of the installation at `state`; it is there while something serves there.
+    """The directory for the sockets of the installation at `state`, for whoever looks for what serves there.
 
-    Whoever only asks makes none: commands are given for installations that do not run, or not any more.
+    None is made: commands are given for installations that do not run, or not any more. A short one that is
+    missing is not named either, for anybody could put theirs in its place before it is looked into.
 
     Raises:
         SendenseError: INTERNAL when the short directory is there and not a private one of this user.
     """
-    near = state.resolve() / "run"
-    if len(os.fsencode(near)) <= _LONGEST_RUN_DIR_BYTES:
-        return near
-    digest = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:12]
-    short = Path(tempfile.gettempdir()) / f"sendense-{os.getuid()}-{digest}"
-    try:
-        facts = short.lstat()
-    except FileNotFoundError:
-        return short
-    if facts.st_uid != os.getuid() or not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077:
-        raise SendenseError(
-            Reason.REASON_INTERNAL,
-            f"{short} should be a private directory of this user and is not",
-            remedy="Remove it, or use a state directory with a shorter path.",
-        )
-    return short
+    near, short = _places(state)
+    return short if short is not None and _is_there(short) else near
 
 
 @contextlib.contextmanager
 def made_runtime_dir(state: Path, chosen: Path | None = None) -> Iterator[Path]:
-    """The same, for who serves there: made if it is missing, and removed after the block if nobody uses it.
+    """The same, for who serves there: made if it is missing, removed by the last one if nothing is in it.
 
     Args:
         state: of the installation.
@@ -102,12 +90,57 @@ def made_runtime_dir(state: Path, chosen: Path | None = None) -> Iterator[Path]:
     if chosen is not None:
         yield chosen
         return
-    private_dir(runtime_dir(state))
-    made = runtime_dir(state)  # looked at once more: somebody else may have made it at this moment
+    near, short = _places(state)
+    place = short or near
+    held = _held(place, in_tmp=short is not None)
     try:
-        yield made
+        yield place
     finally:
-        remove_empty(made)
+        try:
+            with contextlib.suppress(BlockingIOError):  # another one serves there, or is about to
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_empty(place)
+        finally:
+            os.close(held)
+
+
+def _held(place: Path, *, in_tmp: bool) -> int:
+    """A descriptor of the directory, with a lock that keeps others from removing it."""
+    while True:
+        private_dir(place)
+        with contextlib.suppress(FileNotFoundError):  # somebody else removes it at this moment
+            held = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_SH)
+                if (not in_tmp or _is_there(place)) and os.path.samestat(os.fstat(held), place.stat()):
+                    return held
+            except BaseException:
+                os.close(held)
+                raise
+            os.close(held)
+
+
+def _places(state: Path) -> tuple[Path, Path | None]:
+    """(below the state directory, the short one if that is too deep)."""
+    near = state.resolve() / "run"
+    if len(os.fsencode(near)) <= _LONGEST_RUN_DIR_BYTES:
+        return near, None
+    digest = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:12]
+    return near, Path(tempfile.gettempdir()) / f"sendense-{os.getuid()}-{digest}"
+
+
+def _is_there(short: Path) -> bool:
+    try:
+        facts = short.lstat()
+    except FileNotFoundError:
+        return False
+    if facts.st_uid != os.getuid() or not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077:
+        raise SendenseError(
+            Reason.REASON_INTERNAL,
+            f"{short} should be a private directory of this user and is not",
+            remedy="Remove it, or use a state directory with a shorter path.",
+        )
+    return True
 
 
 def remove_empty(directory: Path) -> None:

@@ -136,10 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command_line.error(f"--socket-group: {error}")
     if group is not None and options.run is None:
         command_line.error("--socket-group: give --run too, a directory that the group can get to")
-    with made_runtime_dir(state, options.run):
+    with made_runtime_dir(state, options.run) as run:
+        served = CredentialsPaths(state, run)
         return run_service(
             "sendense-credentials",
-            lambda stopping: serve(paths, keys, stopping, group),
+            lambda stopping: serve(served, keys, stopping, group),
             spans_socket=options.telemetry_socket,
         )
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sendense_common.paths import HubPaths, made_runtime_dir, runtime_dir
+from sendense_common.paths import HubPaths, made_runtime_dir
 from sendense_common.rpc import only_tls_1_3
 from sendense_common.service import run_service
 from sendense_hub.api.listening import add_options, given_options, host_and_port, listener_of
@@ -236,18 +236,9 @@ def api_command(options: argparse.Namespace, paths: HubPaths) -> list[str]:
     return command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a hub until it is told to stop; returns the exit code."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    if words[:1] == ["restore-catalog"]:
-        from sendense_hub.api import restoring  # noqa: PLC0415 - a running supervisor has no database
-
-        return restoring.main(words[1:])
-    made = parser()
-    options = made.parse_args(words)
-    paths = HubPaths(options.state, options.run or runtime_dir(options.state))
+def _config(options: argparse.Namespace, paths: HubPaths) -> SupervisorConfig:
     host, port = options.listen
-    config = SupervisorConfig(
+    return SupervisorConfig(
         paths=paths,
         api_command=api_command(options, paths),
         listen_host=host,
@@ -259,15 +250,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
         gateway_count=options.gateways,
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a hub until it is told to stop; returns the exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["restore-catalog"]:
+        from sendense_hub.api import restoring  # noqa: PLC0415 - a running supervisor has no database
+
+        return restoring.main(words[1:])
+    made = parser()
+    options = made.parse_args(words)
     listener = listener_of(made, options)
 
-    async def run(stopping: asyncio.Event) -> None:
-        if listener:
-            await asyncio.to_thread(listener.check)  # before anything is started
-            only_tls_1_3()
-        await supervise(config, stopping)
+    with made_runtime_dir(options.state, options.run) as directory:
+        config = _config(options, HubPaths(options.state, directory))
 
-    with made_runtime_dir(options.state, options.run):
+        async def run(stopping: asyncio.Event) -> None:
+            if listener:
+                await asyncio.to_thread(listener.check)  # before anything is started
+                only_tls_1_3()
+            await supervise(config, stopping)
+
         return run_service("sendense-hub", run)
 
 

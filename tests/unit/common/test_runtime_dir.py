@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import tempfile
 from pathlib import Path
 
@@ -53,9 +54,47 @@ def test_one_that_a_person_named_is_left_alone(state: Path) -> None:
     assert not runtime_dir(state).exists()
 
 
+def test_a_second_start_that_fails_takes_nothing_from_who_serves_there(state: Path) -> None:
+    with made_runtime_dir(state) as run:
+        (run / "x").mkdir()
+        with made_runtime_dir(state) as again:
+            assert again == run
+        assert (run / "x").is_dir()
+    assert not run.exists()
+
+
+def test_one_that_is_removed_while_another_begins_to_serve_is_made_anew(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the making and the holding, the last one before ends."""
+    lock, removed = fcntl.flock, list[Path]()
+
+    def late(held: int, operation: int) -> None:
+        if operation == fcntl.LOCK_SH and not removed:
+            removed.append(Path(f"/proc/self/fd/{held}").readlink())
+            removed[0].rmdir()
+        lock(held, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with made_runtime_dir(state) as run:
+        assert removed == [run]
+        assert run.is_dir()
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("state", ["too deep"], indirect=True)
+def test_a_short_one_that_is_missing_is_not_named_to_who_asks(state: Path) -> None:
+    """Somebody else could make it meanwhile, and would be told secrets there."""
+    with made_runtime_dir(state) as run:
+        assert runtime_dir(state) == run
+        assert run.parent == Path(tempfile.gettempdir())
+    assert runtime_dir(state) == state.resolve() / "run"
+
+
 @pytest.mark.parametrize("state", ["too deep"], indirect=True)
 def test_a_short_one_that_others_can_enter_is_used_by_nobody(state: Path) -> None:
-    short = runtime_dir(state)
+    with made_runtime_dir(state) as short:
+        pass
     short.mkdir()
     short.chmod(0o755)
     with pytest.raises(SendenseError) as asked:
