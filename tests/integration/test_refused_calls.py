@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import traceback
 from collections.abc import AsyncIterator, Iterator
@@ -43,6 +44,10 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider.shutdown()
 
 
+SERVER = trace.SpanKind.SERVER
+WITHIN_S = 20.0
+
+
 class Redemption(RedemptionServiceServicer):
     """Raises what it is told."""
 
@@ -62,10 +67,14 @@ async def served(socket: Path, servicer: Redemption) -> AsyncIterator[Redemption
         yield RedemptionServiceStub(channel)
 
 
-def server_span(ended: InMemorySpanExporter) -> ReadableSpan:
-    (found,) = [each for each in ended.get_finished_spans() if each.kind == trace.SpanKind.SERVER]
+async def server_span(ended: InMemorySpanExporter) -> ReadableSpan:
+    """The one that there is, or is about to be: a caller has its answer a moment before the span ends."""
+    async with asyncio.timeout(WITHIN_S):
+        while not (found := [each for each in ended.get_finished_spans() if each.kind == SERVER]):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     ended.clear()
-    return found
+    (span,) = found
+    return span
 
 
 async def call(stub: RedemptionServiceStub) -> grpc.StatusCode:
@@ -91,7 +100,7 @@ async def test_a_refused_call_leaves_its_code_and_reason_and_no_traceback_is_mad
     async with served(short_tmp / "s", servicer) as stub:
         for _ in range(3):
             assert await call(stub) == grpc.StatusCode.PERMISSION_DENIED
-            span = server_span(ended)
+            span = await server_span(ended)
             assert span.name == METHOD
             assert span.attributes is not None
             assert span.attributes["rpc.grpc.status_code"] == grpc.StatusCode.PERMISSION_DENIED.value[0]
@@ -103,7 +112,7 @@ async def test_a_refused_call_leaves_its_code_and_reason_and_no_traceback_is_mad
 async def test_a_call_that_works_has_no_error(short_tmp: Path, ended: InMemorySpanExporter):
     async with served(short_tmp / "s", Redemption()) as stub:
         assert await call(stub) == grpc.StatusCode.OK
-    span = server_span(ended)
+        span = await server_span(ended)
     assert span.status.status_code == trace.StatusCode.UNSET
     assert span.attributes is not None
     assert "error.type" not in span.attributes
@@ -114,7 +123,7 @@ async def test_a_defect_keeps_its_traceback(short_tmp: Path, ended: InMemorySpan
     servicer.error = ZeroDivisionError("a defect")
     async with served(short_tmp / "s", servicer) as stub:
         assert await call(stub) == grpc.StatusCode.INTERNAL
-    span = server_span(ended)
+        span = await server_span(ended)
     assert span.status.status_code == trace.StatusCode.ERROR
     (event,) = span.events
     assert event.attributes is not None

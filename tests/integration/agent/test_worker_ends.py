@@ -283,7 +283,7 @@ async def test_an_agent_process_without_configuration_says_what_to_do(short_tmp:
     command = ["run", "--state", str(short_tmp / "state"), "--run", str(short_tmp / "run")]
     code, _, errors = await sendense_agent(*command)
     assert code == 1
-    assert "`sendense agent invite`" in errors
+    assert "`sendense agent invite SITE`" in errors
 
 
 async def test_configure_prints_both_public_keys_and_refuses_what_is_not_a_hub(short_tmp: Path):
