@@ -15,6 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sendense.common.v1 import audit_log_service_pb2 as pb
 from sendense.common.v1.audit_log_service_pb2_grpc import AuditLogServiceStub
 from sendense.common.v1.reason_pb2 import Reason
+from sendense.credentials.v1 import credential_service_pb2
+from sendense.credentials.v1.credential_service_pb2_grpc import CredentialServiceStub
 from sendense.hub.v1 import site_service_pb2
 from sendense.hub.v1.site_service_pb2_grpc import SiteServiceStub
 from sendense_cli.session import Session
@@ -30,7 +32,7 @@ Anchors = dict[str, list[Anchor]]
 
 
 async def names(session: Session) -> list[str]:
-    """Of all logs that this installation has."""
+    """Of all logs that the hub says this installation has."""
     try:
         async with session.hub() as hub:
             request = site_service_pb2.ListSitesRequest()
@@ -39,6 +41,18 @@ async def names(session: Session) -> list[str]:
     except SendenseError:
         sites = []  # asked for its own log, the hub will say why
     return [HUB, CREDENTIALS, *(f"{AGENT}{name}" for name in sites)]
+
+
+async def known_agents(session: Session) -> list[str]:
+    """The agents that the credentials service knows; the hub is not asked.
+
+    Raises:
+        SendenseError: it cannot be asked.
+    """
+    async with session.credentials() as channel:
+        request = credential_service_pb2.ListAgentsRequest()
+        answer = await CredentialServiceStub(channel).ListAgents(request, timeout=_ASK_WITHIN_S)
+    return [each.agent_id for each in answer.agents]
 
 
 async def entries(

@@ -32,14 +32,17 @@ def not_read(words: str, *, revoked: bool = False, verb: str = "read") -> Text:
 def result_lines(result: Mapping[str, Any]) -> Text:
     """What a verification has found in one log."""
     log, findings = result["log"], result["findings"]
-    if result["not_read"]:
-        words, revoked = f"{log}: {result['not_read']}", result["revoked"]
-        return not_read(words, revoked=revoked, verb="verified" if revoked else "read")
+    told = []
     if findings:
         count = "1 place is" if len(findings) == 1 else f"{len(findings)} places are"
         lines = [f" {log}: {count} wrong; records read: {result['records']}"]
         lines += [f"  record {each['sequence']}: {each['problem']}: {each['words']}" for each in findings]
-        return Text.assemble(("WRONG", "bold red"), "\n".join(lines))
+        told.append(Text.assemble(("WRONG", "bold red"), "\n".join(lines)))
+    if result["not_read"]:
+        words, revoked = f"{log}: {result['not_read']}", result["revoked"]
+        told.append(not_read(words, revoked=revoked, verb="verified" if revoked else "read"))
+    if told:
+        return Text("\n").join(told)
     seen = " and ".join(result["witnesses"]) or "nobody yet"
     lines = [f" {log}: records {result['first_sequence']} to {result['head_sequence']}; seen by {seen}"]
     if result["mended"]:

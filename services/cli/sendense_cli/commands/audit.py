@@ -5,20 +5,22 @@ from __future__ import annotations
 
 import datetime
 import heapq
+import itertools
 import re
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sendense.common.v1.reason_pb2 import Reason
 from sendense_cli import audit_logs, audit_view
 from sendense_cli.audit_logs import Anchors
+from sendense_cli.audit_revoked import KnownAgents
 from sendense_cli.exits import Exit
 from sendense_cli.session import DEFAULT_STATE, Json, Session, State, console
-from sendense_common.audit_log import Anchor, Checker, Record, read
+from sendense_common.audit_log import Anchor, Checker, Finding, Record, read
 from sendense_common.audit_log.record import time_text
 from sendense_common.errors import SendenseError
 
@@ -91,7 +93,8 @@ def show(
         logs: list[deque[Record]] = []
         away: list[str] = []
         revoked: list[str] = []
-        for log in service or await audit_logs.names(session):
+        agents = await KnownAgents.asked(session)
+        for log in service or _all_of(await audit_logs.names(session), agents.logs()):
             found: deque[Record] = deque(maxlen=limit or None)
             foreign = 0
             try:
@@ -103,7 +106,8 @@ def show(
             except SendenseError as error:
                 if service:
                     raise
-                (revoked if _is_revoked(error) else away).append(f"{log}: {error.message}")
+                is_revoked, why = agents.judge(log, error)
+                (revoked if is_revoked else away).append(f"{log}: {why}")
             if foreign:  # a service speaks for itself alone
                 away.append(f"{log}: records that say they are of another log: {foreign}; see `audit verify`")
             logs.append(found)
@@ -151,9 +155,10 @@ def verify(
 ) -> None:
     """Compute the hashes of all logs anew, here, and name what was changed, removed, added or cut off.
 
-    Exit code 1 when something is wrong, 5 when a log could not be read. The log of a revoked agent is not
-    asked for any more: it is named, and does not count. Keep the heads that are printed somewhere else:
-    --expect compares them later.
+    Exit code 1 when something is wrong, 5 when a log could not be read. The log of an agent that was revoked
+    is not asked for any more: it is named, and does not count, when the credentials service has forgotten
+    that agent too and neither --witness nor --expect has a head of its log. Keep the heads that are printed
+    somewhere else: --expect compares them later.
 
     Example: sendense audit verify
     """
@@ -169,9 +174,11 @@ def verify(
         else:
             # Before the logs are read: what is seen of them later may be newer than what was read.
             anchors = audit_logs.merged([*known, await audit_logs.anchors(session)])
+            agents, noted = await KnownAgents.asked(session), audit_logs.merged(known)
+            # The hub alone does not say which logs there are.
             results = [
-                await _of_service(session, log, anchors.get(log, []))
-                for log in await audit_logs.names(session)
+                await _of_service(session, log, anchors.get(log, []), agents, noted)
+                for log in _all_of(await audit_logs.names(session), agents.logs(), noted)
             ]
         if as_json:
             session.answer({"logs": results}, None)
@@ -209,13 +216,21 @@ def accept(
     session.run(work())
 
 
-async def _of_service(session: Session, log: str, anchors: list[Anchor]) -> dict[str, Any]:
+def _all_of(*names: Iterable[str]) -> list[str]:
+    """Each once, in this order."""
+    return list(dict.fromkeys(itertools.chain(*names)))
+
+
+async def _of_service(
+    session: Session, log: str, anchors: list[Anchor], agents: KnownAgents, noted: Anchors
+) -> dict[str, Any]:
     checker = Checker(anchors, of_log=log)
     try:
         async for entry in audit_logs.entries(session, log):
             checker.take(entry)
     except SendenseError as error:
-        return _not_read(log, error.message, records=checker.count, revoked=_is_revoked(error))
+        revoked, why = agents.judge(log, error, noted)
+        return _not_read(log, why, checker, revoked=revoked)
     return _result(log, checker, anchors)
 
 
@@ -229,13 +244,19 @@ def _of_copy(directory: Path, anchors: Anchors) -> dict[str, Any]:
     return _result(first.service, checker, anchors.get(first.service, []))
 
 
-def _is_revoked(error: SendenseError) -> bool:
-    """The hub asks nothing of such an agent, and never will: that its log is not read is no trouble."""
-    return error.reason == Reason.REASON_SITE_REVOKED
+def _not_read(log: str, why: str, checker: Checker | None = None, *, revoked: bool = False) -> dict[str, Any]:
+    """What there is to say of a log that was not read, or not to its end."""
+    return {
+        "log": log,
+        "records": checker.count if checker else 0,
+        "findings": _findings(checker.findings(to_its_end=False)) if checker else [],
+        "not_read": why,
+        "revoked": revoked,
+    }
 
 
-def _not_read(log: str, why: str, *, records: int = 0, revoked: bool = False) -> dict[str, Any]:
-    return {"log": log, "records": records, "findings": [], "not_read": why, "revoked": revoked}
+def _findings(found: Iterable[Finding]) -> list[dict[str, Any]]:
+    return [{"sequence": each.sequence, "problem": each.problem.value, "words": each.words} for each in found]
 
 
 def _result(log: str, checker: Checker, anchors: list[Anchor]) -> dict[str, Any]:
@@ -248,10 +269,7 @@ def _result(log: str, checker: Checker, anchors: list[Anchor]) -> dict[str, Any]
         "head_hash": last.hash.hex() if last else "",
         "witnesses": sorted({anchor.witness for anchor in anchors}),
         "mended": checker.mended,
-        "findings": [
-            {"sequence": each.sequence, "problem": each.problem.value, "words": each.words}
-            for each in checker.findings()
-        ],
+        "findings": _findings(checker.findings()),
         "not_read": "",
         "revoked": False,
     }

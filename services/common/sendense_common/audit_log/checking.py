@@ -117,18 +117,22 @@ class Checker:
         if entry.act == "log.discarded":
             self._note_discarded(entry)
 
-    def findings(self) -> list[Finding]:
-        """What is wrong, by sequence; to be asked at the end."""
+    def findings(self, *, to_its_end: bool = True) -> list[Finding]:
+        """What is wrong, by sequence; to be asked at the end.
+
+        Args:
+            to_its_end: whether the log was read so far: else what it ends with is no finding.
+        """
         found = list(self._findings)
         last = self._last.sequence if self._last else 0
-        if self._unreadable:
+        if self._unreadable and to_its_end:
             words = f"{self._torn_bytes} bytes after record {last} are no record"
             found.append(Finding(last + 1, Problem.TORN, words))
         for begin, end in self._gaps.items():
             found.append(Finding(begin, Problem.MISSING, _records(begin, end) + " not there"))
-        found += self._missing_at_the_beginning()
+        found += self._missing_at_the_beginning(to_its_end=to_its_end)
         for sequence, anchors in self._anchors.items():
-            if sequence > last:
+            if sequence > last and to_its_end:
                 witnesses = " and ".join(sorted({anchor.witness for anchor in anchors}))
                 words = f"{_records(last + 1, sequence)} gone: {witnesses} saw {sequence}"
                 found.append(Finding(last + 1, Problem.TRUNCATED, words))
@@ -190,7 +194,7 @@ class Checker:
         except (KeyError, ValueError):
             self._find(entry.sequence, Problem.CHANGED, "it does not say what was discarded")
 
-    def _missing_at_the_beginning(self) -> list[Finding]:
+    def _missing_at_the_beginning(self, *, to_its_end: bool) -> list[Finding]:
         first = self._first
         if first is None:
             return []
@@ -199,7 +203,7 @@ class Checker:
             return (
                 [] if first.previous == GENESIS else [Finding(1, Problem.CHANGED, "a log does not begin so")]
             )
-        if self._discarded.get(before) == first.previous:
+        if self._discarded.get(before) == first.previous or not to_its_end:
             return []
         return [Finding(1, Problem.MISSING, _records(1, before) + " not there, and no record says why")]
 
