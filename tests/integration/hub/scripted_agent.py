@@ -154,6 +154,8 @@ class ScriptedAgent(AgentServiceServicer):
         """The oldest and the newest one; 0: as an agent says that knows of no numbers."""
         self.logins_count = 0
         """Of all but backups, whose script is the test's."""
+        self.listings_count = 0
+        """How often it was asked for a vCenter's VMs."""
         self.unreachable_hosts: set[str] = set()
         self.missing_privileges: list[service_pb.MissingPrivilege] = []
         self.findings: list[service_pb.MachineFinding] = []
@@ -183,6 +185,7 @@ class ScriptedAgent(AgentServiceServicer):
             raise SendenseError(Reason.REASON_VCENTER_LOGIN_FAILED, "vim.fault.InvalidLogin", retryable=False)
 
     async def ListVirtualMachines(self, request, context):
+        self.listings_count += 1
         self._log_in()
         if request.vcenter.host in self.unreachable_hosts:
             raise SendenseError(Reason.REASON_VCENTER_UNREACHABLE, f"{request.vcenter.host} does not answer")

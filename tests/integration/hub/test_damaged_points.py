@@ -41,7 +41,7 @@ async def verify(hub: Hub, point_id: str) -> SendenseError | None:
     """What is wrong with it."""
     request = pb.VerifyPointRequest(point_id=point_id)
     try:
-        reports = PointService(hub.workshop, None).VerifyPoint(request, None)  # type: ignore[arg-type]
+        reports = PointService(hub.workshop).VerifyPoint(request, None)  # type: ignore[arg-type]
         assert [each.done async for each in reports][-1]
     except SendenseError as error:
         return error
@@ -191,7 +191,7 @@ async def test_what_is_known_of_a_point_goes_with_it(hub: Hub) -> None:
     assert await verify(hub, second) is not None
     assert await damage(hub, first) == {}
     request = pb.DeletePointRequest(point_id=second)
-    await PointService(hub.workshop, None).DeletePoint(request, None)  # type: ignore[arg-type]
+    await PointService(hub.workshop).DeletePoint(request, None)  # type: ignore[arg-type]
     assert await hub.catalog.run(verifications.damaged) == []
 
 

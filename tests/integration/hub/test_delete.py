@@ -42,7 +42,7 @@ async def chain(hub: Hub) -> list[str]:
 
 
 async def delete(hub: Hub, point_id: str) -> int:
-    service = PointService(hub.workshop, None)  # type: ignore[arg-type]
+    service = PointService(hub.workshop)
     request = pb.DeletePointRequest(point_id=point_id)
     answer: pb.DeletePointResponse = await service.DeletePoint(request, None)  # type: ignore[arg-type]
     return answer.freed_bytes

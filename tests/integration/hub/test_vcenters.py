@@ -90,11 +90,20 @@ async def test_points_of_a_vm_that_never_was_are_not_found_and_of_one_that_is_or
     async def refusal(vm: str, vcenter: str = "") -> Reason.ValueType:
         return (await refused(listed(vm, vcenter))).reason
 
-    # The hub has never seen it, so the vCenter is asked.
+    # The hub has never seen it. Who may look at points may not have it log in at vCenters: nobody is asked.
+    for name in (MACHINE_NAME, MACHINE, "vm-1"):
+        for vcenter in ("", VCENTER):
+            unseen = await refused(listed(name, vcenter))
+            assert unseen.reason == Reason.REASON_VM_NOT_FOUND
+            assert "`sendense vm list`" in unseen.remedy
+    assert api.world.agent.listings_count == 0
+    await VcenterServiceStub(api.channel).ListVirtualMachines(pb.ListVirtualMachinesRequest())
+    assert api.world.agent.listings_count == 1
     for name in (MACHINE_NAME, MACHINE, "vm-1"):
         assert await listed(name) == await listed(name, VCENTER) == []
     assert await refusal("nobody") == await refusal("nobody", VCENTER) == Reason.REASON_VM_NOT_FOUND
     assert await refusal(MACHINE_NAME, "nowhere") == Reason.REASON_VCENTER_NOT_FOUND
+    assert api.world.agent.listings_count == 1
 
     api.world.agent.script = backup(FIRST, plan_of())
     job = await api.ended((await api.start_backup()).job_id)
@@ -107,3 +116,12 @@ async def test_points_of_a_vm_that_never_was_are_not_found_and_of_one_that_is_or
     await api.points.DeletePoint(point_service_pb2.DeletePointRequest(point_id=job.point_id))
     assert await listed(MACHINE_NAME) == await listed(MACHINE, VCENTER) == []
     assert await refusal("nobody") == Reason.REASON_VM_NOT_FOUND
+
+
+async def test_a_vm_is_known_from_its_first_backup_on_also_if_that_made_no_point(api: Api):
+    request = point_service_pb2.ListPointsRequest(vm=MACHINE_NAME)
+    assert (await refused(api.points.ListPoints(request))).reason == Reason.REASON_VM_NOT_FOUND
+    api.world.agent.script = lambda job: job.fail(Reason.REASON_VM_NOT_FOUND)
+    job = await api.ended((await api.start_backup()).job_id)
+    assert job.state == job_pb2.JOB_STATE_FAILED
+    assert list((await api.points.ListPoints(request)).points) == []

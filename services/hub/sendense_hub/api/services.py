@@ -109,7 +109,7 @@ def for_operators(
         rpc.Service(
             "sendense.hub.v1.PointService",
             point_service_pb2_grpc.add_PointServiceServicer_to_server,
-            PointService(workshop, intake),
+            PointService(workshop),
         ),
         rpc.Service(
             "sendense.hub.v1.RepositoryService",

@@ -17,9 +17,8 @@ from sendense.hub.v1 import point_service_pb2 as pb
 from sendense.hub.v1.point_service_pb2_grpc import PointServiceServicer
 from sendense_common import audit_log, telemetry
 from sendense_common.errors import SendenseError, invalid
-from sendense_hub.catalog import points
+from sendense_hub.catalog import points, vcenters
 from sendense_hub.domain.times import now_us
-from sendense_hub.jobs.intake import Intake
 from sendense_hub.jobs.point_health import remember_damage, remember_right
 from sendense_hub.jobs.workshop import Workshop
 from sendense_hub.repository import PointDocument, Repository, delete_point, export_disk, verify_point
@@ -33,9 +32,8 @@ _PATH_CHARS = 4096
 class PointService(PointServiceServicer):
     """Shows, verifies, exports and deletes restore points."""
 
-    def __init__(self, workshop: Workshop, intake: Intake) -> None:
+    def __init__(self, workshop: Workshop) -> None:
         self._workshop = workshop
-        self._intake = intake
 
     async def GetPoint(self, request: pb.GetPointRequest, context: _Context) -> pb.GetPointResponse:
         """See the contract."""
@@ -66,17 +64,29 @@ class PointService(PointServiceServicer):
         return answer
 
     async def _find(self, vm: str, vcenter_name: str) -> None:
-        """VM_NOT_FOUND when there never was one; VCENTER_NOT_FOUND, and what a vCenter refuses with."""
+        """VM_NOT_FOUND when the hub has never seen it; VCENTER_NOT_FOUND.
 
-        def known(connection: sa.Connection) -> bool:
-            return points.ever_backed_up(connection, vm, vcenter_name)
+        No vCenter is asked: who may look at points may not have the hub log in everywhere.
+        """
 
-        if not await self._workshop.catalog.run(known):
-            try:
-                await self._intake.locate(vm, vcenter_name)
-            except SendenseError as error:
-                if error.reason != Reason.REASON_VM_AMBIGUOUS:  # then there are even several
-                    raise
+        def look(connection: sa.Connection) -> None:
+            if points.ever_backed_up(connection, vm, vcenter_name):
+                return
+            if vcenter_name:
+                vcenters.get(connection, vcenter_name)
+            if vcenters.find_machines(connection, vm, vcenter_name):
+                return
+            where = f"at vCenter {vcenter_name}" if vcenter_name else "at any vCenter"
+            raise SendenseError(
+                Reason.REASON_VM_NOT_FOUND,
+                f"there is no point of a VM {vm!r}, and the hub has not seen one {where} yet",
+                remedy="If it is new there: `sendense vm list` asks all vCenters, and shows what they have."
+                if vcenters.listed(connection)
+                else "`sendense point list` shows all points; there is no vCenter to ask.",
+                vm=vm,
+            )
+
+        await self._workshop.catalog.run(look)
 
     async def VerifyPoint(
         self, request: pb.VerifyPointRequest, context: _Context

@@ -76,8 +76,8 @@ class PointServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPoints(self, request, context):
-        """Points, newest first. VM_NOT_FOUND when no VM that is named so was ever seen, backed up, or is at a vCenter now:
-        one of which nothing is known is looked for as ListVirtualMachines does, with what that may refuse with.
+        """Points, newest first. VM_NOT_FOUND when no VM that is named so was ever backed up, nor is among those that
+        ListVirtualMachines, or a backup that looked for one, has seen last; VCENTER_NOT_FOUND. No vCenter is asked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -21,8 +21,8 @@ class PointServiceStub:
     GetPoint: _aio.UnaryUnaryMultiCallable[_point_service_pb2.GetPointRequest, _point_service_pb2.GetPointResponse]
     """One point. POINT_NOT_FOUND."""
     ListPoints: _aio.UnaryUnaryMultiCallable[_point_service_pb2.ListPointsRequest, _point_service_pb2.ListPointsResponse]
-    """Points, newest first. VM_NOT_FOUND when no VM that is named so was ever seen, backed up, or is at a vCenter now:
-    one of which nothing is known is looked for as ListVirtualMachines does, with what that may refuse with.
+    """Points, newest first. VM_NOT_FOUND when no VM that is named so was ever backed up, nor is among those that
+    ListVirtualMachines, or a backup that looked for one, has seen last; VCENTER_NOT_FOUND. No vCenter is asked.
     """
     VerifyPoint: _aio.UnaryStreamMultiCallable[_point_service_pb2.VerifyPointRequest, _point_service_pb2.VerifyPointResponse]
     """Reads every block of every disk through the chain and compares it with the ledgers; runs qemu-img check on
@@ -55,8 +55,8 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _point_service_pb2.ListPointsRequest,
         context: _aio.ServicerContext[_point_service_pb2.ListPointsRequest, _abc.Awaitable[_point_service_pb2.ListPointsResponse]],
     ) -> _abc.Awaitable[_point_service_pb2.ListPointsResponse]:
-        """Points, newest first. VM_NOT_FOUND when no VM that is named so was ever seen, backed up, or is at a vCenter now:
-        one of which nothing is known is looked for as ListVirtualMachines does, with what that may refuse with.
+        """Points, newest first. VM_NOT_FOUND when no VM that is named so was ever backed up, nor is among those that
+        ListVirtualMachines, or a backup that looked for one, has seen last; VCENTER_NOT_FOUND. No vCenter is asked.
         """
 
     @_abc_1.abstractmethod
