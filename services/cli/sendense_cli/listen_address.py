@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -25,8 +26,9 @@ def choose(given: str, file: Path, ports: Iterable[int]) -> str:
         ports: candidates, the best first; when none is free, the answer has port 0 and the kernel chooses.
 
     Raises:
-        SendenseError: LISTENER_REFUSED when the port is taken or the address is not ours; INVALID_REQUEST
-            when the file holds no address.
+        SendenseError: LISTENER_REFUSED when the port is taken or the address is not ours, retryable when it
+            is the port of the last start: its hub may still be ending; INVALID_REQUEST when the file holds no
+            address.
     """
     kept = "" if given else _kept(file)
     host, _, port = (given or kept or _FIRST).rpartition(":")
@@ -35,15 +37,18 @@ def choose(given: str, file: Path, ports: Iterable[int]) -> str:
     if trouble := _trouble(host, int(port)):
         remedy = "Stop what listens there, or choose another address: `sendense up --listen HOST:PORT`."
         if kept:
-            remedy += (
-                " Agents of other sites dial this one: give each of them the new one by the line of "
+            remedy = (
+                "Stop what listens there, or wait until it has ended if it is an earlier hub of this "
+                "installation. Or choose another address: `sendense up --listen HOST:PORT`; agents of other "
+                "sites dial this one, so give each of them the new one by the line of "
                 "`sendense agent rotate-key SITE --hub HOST:PORT`."
             )
         whose = ", which this installation has had since it was first started" if kept else ""
         raise SendenseError(
             Reason.REASON_LISTENER_REFUSED,
-            f"the hub cannot listen on {host} port {port}{whose}: {trouble}",
+            f"the hub cannot listen on {host} port {port}{whose}: {trouble.strerror or trouble}",
             remedy=remedy,
+            retryable=bool(kept) and trouble.errno == errno.EADDRINUSE,
         )
     return f"{host}:{port}"
 
@@ -84,14 +89,14 @@ def _kept(file: Path) -> str:
     return address
 
 
-def _trouble(host: str, port: int) -> str:
-    """Why nobody could listen there now; empty when one could."""
+def _trouble(host: str, port: int) -> OSError | None:
+    """Why nobody could listen there now."""
     host = host.strip("[]")
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
-        return error.strerror or str(error)
-    return ""
+        return error
+    return None
 
 
 def _outgoing() -> range:

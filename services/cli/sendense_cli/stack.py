@@ -20,7 +20,7 @@ from sendense.credentials.v1 import credential_service_pb2
 from sendense.credentials.v1.credential_service_pb2_grpc import CredentialServiceStub
 from sendense.hub.v1 import site_service_pb2
 from sendense.hub.v1.site_service_pb2_grpc import SiteServiceStub
-from sendense_cli import descendants, listen_address
+from sendense_cli import descendants, earlier_hub, listen_address
 from sendense_cli.service_log import ServiceLog
 from sendense_common import process, rpc
 from sendense_common.errors import SendenseError
@@ -111,8 +111,12 @@ async def running(installation: Installation, options: StackOptions, say: Say) -
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(only_one(installation.state / "up.lock", "`sendense up`"))
         stack.enter_context(made_runtime_dir(installation.state))
-        listen = await asyncio.to_thread(
-            listen_address.choose, options.listen, installation.listen_file, listen_address.candidates()
+        listen = await earlier_hub.waited_for(
+            lambda: listen_address.choose(
+                options.listen, installation.listen_file, listen_address.candidates()
+            ),
+            earlier_hub.locks(installation),
+            say,
         )
         await stack.enter_async_context(descendants.none_left())
 
