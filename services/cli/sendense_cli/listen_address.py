@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_common.errors import SendenseError
+from sendense_common.private_file import replace_private_file
 
 _FIRST = "127.0.0.1:0"
 _OURS = range(20000, 32768)
@@ -54,12 +55,13 @@ def choose(given: str, file: Path, ports: Iterable[int]) -> str:
 
 
 def keep(file: Path, chosen: str, endpoint: str) -> None:
-    """Notes for later starts where the hub listens: the host as it was chosen, the port as it was got."""
+    """Notes for later starts where the hub listens: the host as it was chosen, the port as it was got.
+
+    It is on disk when this returns. Blocks.
+    """
     address = f"{chosen.rpartition(':')[0]}:{endpoint.rpartition(':')[2]}\n"
     if not file.exists() or file.read_text() != address:
-        hidden = file.with_name(f".{file.name}")
-        hidden.write_text(address)
-        hidden.replace(file)
+        replace_private_file(file, address.encode())
 
 
 def candidates(

@@ -131,9 +131,8 @@ async def running(installation: Installation, options: StackOptions, say: Say) -
         await _start_hub(installation, options, listen, start)
         await services.until(_healthy(installation.hub.api_socket), "hub", "start")
         await services.until(_exists(installation.hub.endpoint_file), "hub", "open its listener")
-        listen_address.keep(
-            installation.listen_file, listen, installation.hub.endpoint_file.read_text().strip()
-        )
+        endpoint = installation.hub.endpoint_file.read_text().strip()
+        await asyncio.to_thread(listen_address.keep, installation.listen_file, listen, endpoint)
         await _start_agent(installation, start)
         await services.until(_agent_connected(installation), "agent", "connect to the hub")
         reaping = asyncio.create_task(descendants.reap_orphans(set(services.pids().values())))

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +55,30 @@ def test_port_0_is_another_one_that_is_kept(tmp_path: Path):
     assert listen_address.choose("[::1]:0", file, []) == "[::1]:0"
     listen_address.keep(file, "[::1]:0", "::1:8022")
     assert file.read_text() == "[::1]:8022\n"
+
+
+def test_what_is_kept_is_on_disk_before_it_counts_and_so_is_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    steps: list[str] = []
+    synced, replaced = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        steps.append(
+            "sync directory" if is_directory else f"sync {Path(f'/proc/self/fd/{descriptor}').read_text()}"
+        )
+        synced(descriptor)
+
+    def replace(path: Path, to: Path) -> Path:
+        steps.append("replace")
+        return replaced(path, to)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    listen_address.keep(tmp_path / "listen", "127.0.0.1:0", "127.0.0.1:8022")
+    assert steps == ["sync 127.0.0.1:8022\n", "replace", "sync directory"]
+    assert [each.name for each in tmp_path.iterdir()] == ["listen"]
 
 
 @pytest.mark.parametrize("kept", [True, False])
