@@ -14,18 +14,20 @@ import pytest
 from tests.integration.credentials.kit import ENDPOINT, Service
 
 import sendense.credentials.v1.credential_service_pb2 as credentials_pb
+from sendense.common.v1.reason_pb2 import Reason
 from sendense.hub.v1 import vcenter_service_pb2 as pb
 from sendense.hub.v1.vcenter_service_pb2_grpc import (
     VcenterServiceServicer,
     add_VcenterServiceServicer_to_server,
 )
 from sendense_common import rpc
+from sendense_common.errors import SendenseError
 from sendense_common.paths import Installation
 
 pytestmark = pytest.mark.integration
 
 NEW = ["--username", "u", "--password-file", "pw"]
-WHERE = ["--address", "vc9.example.net", "--thumbprint", "00" * 32]
+WHERE = ["--address", "vc9.example.net", "--thumbprint", "11" * 32]
 
 
 class SayingHub(VcenterServiceServicer):
@@ -35,6 +37,8 @@ class SayingHub(VcenterServiceServicer):
         self.credential_id = ""
         self.called: list[str] = []
         self.changed = pb.Vcenter()
+        self.breaks_off = False
+        """Whether it is away when something is to be changed."""
 
     async def ListVcenters(self, request: pb.ListVcentersRequest, context: Any) -> pb.ListVcentersResponse:
         vcenters = (
@@ -47,6 +51,8 @@ class SayingHub(VcenterServiceServicer):
         return pb.RemoveVcenterResponse(credential_id=self.credential_id)
 
     async def ChangeVcenter(self, request: pb.ChangeVcenterRequest, context: Any) -> pb.ChangeVcenterResponse:
+        if self.breaks_off:
+            raise SendenseError(Reason.REASON_SERVICE_UNAVAILABLE, "away")
         self.called.append("change")
         self.changed = request.vcenter
         return pb.ChangeVcenterResponse(vcenter=request.vcenter)
@@ -163,26 +169,42 @@ async def test_with_a_hub_that_says_the_truth_the_password_changes_and_goes_with
 
 
 @pytest.mark.parametrize(
-    ("given", "host", "trust"),
+    ("given", "host", "digest"),
     [
-        (("--thumbprint", "00" * 32), ENDPOINT.host, "certificate_sha256"),
-        (("--address", "vc9.example.net"), "vc9.example.net", None),
-        (WHERE, "vc9.example.net", "certificate_sha256"),
+        (("--thumbprint", "11" * 32), ENDPOINT.host, b"\x11" * 32),
+        (("--address", "vc9.example.net"), "vc9.example.net", ENDPOINT.certificate_sha256),
+        (WHERE, "vc9.example.net", b"\x11" * 32),
     ],
     ids=["trust alone", "address alone", "both"],
 )
 async def test_only_what_is_given_of_address_and_trust_is_changed(
-    centre: Centre, service: Service, given: tuple[str, ...], host: str, trust: str | None
+    centre: Centre, service: Service, given: tuple[str, ...], host: str, digest: bytes
 ):
     stored = await service.store("vcenter/prod", granted=[])
     centre.hub.credential_id = stored.credential_id
     code, answer = await centre.sendense("vcenter", "change", "prod", *given)
     assert code == 0, answer
     kept = (await centre.kept())["vcenter/prod"]
-    # The hub is told what the credentials service bound it to; a trust that stays is not named.
+    # The hub is told the whole of what the credentials service bound it to.
     told = centre.hub.changed
     assert (told.host, f"{told.host}:{told.port}") == (host, kept.bound_to)
-    assert told.WhichOneof("trust") == trust
+    assert told.certificate_sha256 == digest != b""
+
+
+@pytest.mark.parametrize(
+    "again", [("--address", ENDPOINT.host), ("--thumbprint", "11" * 32)], ids=lambda given: given[0]
+)
+async def test_a_change_that_was_cut_off_between_the_two_is_mended_by_any_later_one(
+    centre: Centre, service: Service, again: tuple[str, ...]
+):
+    stored = await service.store("vcenter/prod", granted=[])
+    centre.hub.credential_id = stored.credential_id
+    centre.hub.breaks_off = True
+    code, _ = await centre.sendense("vcenter", "change", "prod", "--thumbprint", "11" * 32)
+    assert (code, centre.hub.called) == (5, [])  # bound, and the hub does not know
+    centre.hub.breaks_off = False
+    code, _ = await centre.sendense("vcenter", "change", "prod", *again)
+    assert (code, centre.hub.changed.certificate_sha256) == (0, b"\x11" * 32)
 
 
 async def test_a_change_of_nothing_is_wrong_usage(centre: Centre, service: Service):

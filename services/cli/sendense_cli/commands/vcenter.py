@@ -179,6 +179,9 @@ def change(
 ) -> None:
     """Change address or trust of a vCenter, as when it has a new certificate. What is not given stays.
 
+    It stays as it is bound at the credentials service, and the hub is told the whole of that: a change that
+    was cut off between the two is mended by any later one.
+
     Examples: sendense vcenter change prod --ca-file ca.pem; sendense vcenter change prod --address
     vc.example.net --thumbprint AB:CD:…
     """
@@ -191,12 +194,11 @@ def change(
             bound = await CredentialServiceStub(channel).BindCredential(
                 credentials_pb.BindCredentialRequest(credential_id=found.credential_id, endpoint=where)
             )
-        # An address that stays is the one that the password is bound to, and not the hub's word.
-        where.host, _, port = bound.credential.bound_to.rpartition(":")
-        where.port = int(port)
-        # What is bound is what counts. If this is cut off here, logins are refused until it is said again.
+        # What is bound is what counts, and the hub is told the whole of it: what it says itself is not asked.
+        # If this is cut off here, logins are refused until anything of it is said again.
+        vcenter = vcenter_input.for_hub(pb.Vcenter(name=name), bound.endpoint)
         async with session.hub() as hub:
-            request = pb.ChangeVcenterRequest(vcenter=vcenter_input.for_hub(pb.Vcenter(name=name), where))
+            request = pb.ChangeVcenterRequest(vcenter=vcenter)
             answer = await VcenterServiceStub(hub).ChangeVcenter(request)
         session.answer(answer.vcenter, f"changed; try it with: sendense vcenter test {name}")
 

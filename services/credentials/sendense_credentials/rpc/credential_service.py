@@ -62,14 +62,19 @@ class CredentialServicer(CredentialServiceServicer):
         """Binds it to another vCenter's address, certificate, or both."""
         credential_id = to_uuid("credential_id", request.credential_id)
         wanted = request.endpoint
-        bound = await self._vault.bind(
+        bound, where = await self._vault.bind(
             credential_id,
             host=wanted.host,
             port=wanted.port,
             ca_pem=wanted.ca_pem,
             certificate_sha256=wanted.certificate_sha256,
         )
-        return pb.BindCredentialResponse(credential=from_credential(bound))
+        endpoint = pb.Endpoint(host=where.host, port=where.port)
+        if where.ca_pem:
+            endpoint.ca_pem = where.ca_pem
+        else:
+            endpoint.certificate_sha256 = where.certificate_sha256
+        return pb.BindCredentialResponse(credential=from_credential(bound), endpoint=endpoint)
 
     async def GrantCredential(
         self, request: pb.GrantCredentialRequest, context: _Context

@@ -125,18 +125,23 @@ class CredentialVault:
         port: int = 0,
         ca_pem: str = "",
         certificate_sha256: bytes = b"",
-    ) -> Credential:
+    ) -> tuple[Credential, endpoint.Endpoint]:
         """Makes it a credential for another endpoint; leases for the old one end. The password stays.
 
         Host and port stay when neither is given, the trust when none is given: as they are sealed with the
         password, whatever the database says beside it.
 
+        Returns:
+            It, and the whole of what it is bound to now.
+
         Raises:
             SendenseError: CREDENTIAL_NOT_FOUND, CREDENTIAL_UNREADABLE, INVALID_REQUEST (see
                 `endpoint.changed`).
         """
+        now: endpoint.Endpoint | None = None
 
         async def changed(before: Credential) -> Secret:
+            nonlocal now
             secret = await self._secret(before)
             try:
                 now = endpoint.changed(
@@ -155,7 +160,9 @@ class CredentialVault:
                 raise
             return dataclasses.replace(secret, endpoint=now)
 
-        return await self._change(credential_id, changed, "its vCenter's address or trust was changed")
+        kept = await self._change(credential_id, changed, "its vCenter's address or trust was changed")
+        assert now is not None
+        return kept, now
 
     async def _change(
         self,

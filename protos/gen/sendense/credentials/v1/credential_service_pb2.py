@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sendense.common.v1 import role_pb2 as sendense_dot_common_dot_v1_dot_role__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0sendense/credentials/v1/credential_service.proto\x12\x17sendense.credentials.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsendense/common/v1/role.proto\"\xc8\x01\n\nCredential\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brotate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tagent_ids\x18\x06 \x03(\t\x12\x10\n\x08\x62ound_to\x18\x07 \x01(\t\"a\n\x06Secret\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x33\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32!.sendense.credentials.v1.Endpoint\"_\n\x08\x45ndpoint\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x10\n\x06\x63\x61_pem\x18\x03 \x01(\tH\x00\x12\x1c\n\x12\x63\x65rtificate_sha256\x18\x04 \x01(\x0cH\x00\x42\x07\n\x05trust\"~\n\x16StoreCredentialRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x06secret\x18\x03 \x01(\x0b\x32\x1f.sendense.credentials.v1.Secret\x12\x11\n\tagent_ids\x18\x04 \x03(\t\"R\n\x17StoreCredentialResponse\x12\x37\n\ncredential\x18\x01 \x01(\x0b\x32#.sendense.credentials.v1.Credential\"\x18\n\x16ListCredentialsRequest\"S\n\x17ListCredentialsResponse\x12\x38\n\x0b\x63redentials\x18\x01 \x03(\x0b\x32#.sendense.credentials.v1.Credential\"a\n\x17RotateCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12/\n\x06secret\x18\x02 \x01(\x0b\x32\x1f.sendense.credentials.v1.Secret\"S\n\x18RotateCredentialResponse\x12\x37\n\ncredential\x18\x01 \x01(\x0b\x32#.sendense.credentials.v1.Credential\"c\n\x15\x42indCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x33\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32!.sendense.credentials.v1.Endpoint\"Q\n\x16\x42indCredentialResponse\x12\x37\n\ncredential\x18\x01 \x01(\x0b\x32#.sendense.credentials.v1.Credential\"A\n\x16GrantCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\"R\n\x17GrantCredentialResponse\x12\x37\n\ncredential\x18\x01 \x01(\x0b\x32#.sendense.credentials.v1.Credential\"C\n\x18UngrantCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\"T\n\x19UngrantCredentialResponse\x12\x37\n\ncredential\x18\x01 \x01(\x0b\x32#.sendense.credentials.v1.Credential\"0\n\x17\x44\x65leteCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteCredentialResponse\"Q\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x1a\n\x12signing_public_key\x18\x02 \x01(\x0c\x12\x1a\n\x12sealing_public_key\x18\x03 \x01(\x0c\"V\n\x14RegisterAgentRequest\x12-\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1e.sendense.credentials.v1.Agent\x12\x0f\n\x07replace\x18\x02 \x01(\x08\"\x17\n\x15RegisterAgentResponse\"\x13\n\x11ListAgentsRequest\"D\n\x12ListAgentsResponse\x12.\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x1e.sendense.credentials.v1.Agent\"&\n\x12RemoveAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"\x15\n\x13RemoveAgentResponse2\xd4\t\n\x11\x43redentialService\x12z\n\x0fStoreCredential\x12/.sendense.credentials.v1.StoreCredentialRequest\x1a\x30.sendense.credentials.v1.StoreCredentialResponse\"\x04\xa0\xb8\x19\x03\x12z\n\x0fListCredentials\x12/.sendense.credentials.v1.ListCredentialsRequest\x1a\x30.sendense.credentials.v1.ListCredentialsResponse\"\x04\xa0\xb8\x19\x01\x12}\n\x10RotateCredential\x12\x30.sendense.credentials.v1.RotateCredentialRequest\x1a\x31.sendense.credentials.v1.RotateCredentialResponse\"\x04\xa0\xb8\x19\x03\x12w\n\x0e\x42indCredential\x12..sendense.credentials.v1.BindCredentialRequest\x1a/.sendense.credentials.v1.BindCredentialResponse\"\x04\xa0\xb8\x19\x03\x12z\n\x0fGrantCredential\x12/.sendense.credentials.v1.GrantCredentialRequest\x1a\x30.sendense.credentials.v1.GrantCredentialResponse\"\x04\xa0\xb8\x19\x03\x12\x80\x01\n\x11UngrantCredential\x12\x31.sendense.credentials.v1.UngrantCredentialRequest\x1a\x32.sendense.credentials.v1.UngrantCredentialResponse\"\x04\xa0\xb8\x19\x03\x12}\n\x10\x44\x65leteCredential\x12\x30.sendense.credentials.v1.DeleteCredentialRequest\x1a\x31.sendense.credentials.v1.DeleteCredentialResponse\"\x04\xa0\xb8\x19\x03\x12t\n\rRegisterAgent\x12-.sendense.credentials.v1.RegisterAgentRequest\x1a..sendense.credentials.v1.RegisterAgentResponse\"\x04\xa0\xb8\x19\x03\x12k\n\nListAgents\x12*.sendense.credentials.v1.ListAgentsRequest\x1a+.sendense.credentials.v1.ListAgentsResponse\"\x04\xa0\xb8\x19\x01\x12n\n\x0bRemoveAgent\x12+.sendense.credentials.v1.RemoveAgentRequest\x1a,.sendense.credentials.v1.RemoveAgentResponse\"\x04\xa0\xb8\x19\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0sendense/credentials/v1/credential_service.proto\x12\x17sendense.credentials.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsendense/common/v1/role.proto\"\xc8\x01\n\nCredential\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brotate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tagent_ids\x18\x06 \x03(\t\x12\x10\n\x08\x62ound_to\x18\x07 \x01(\t\"a\n\x06Secret\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x33\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32!.sendense.credentials.v1.Endpoint\"_\n\x08\x45ndpoint\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x10\n\x06\x63\x61_pem\x18\x03 \x01(\tH\x00\x12\x1c\n\x12\x63\x65rtificate_sha256\x18\x04 \x01(\x0cH\x00\x42\x07\n\x05trust\"~\n\x16StoreCredentialRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x06secret\x18\x03 \x01(\x0b\x32\x1f.sendense.credentials.v1.Secret\x12\x11\n\tagent_ids\x18\x04 \x03(\t\"R\n\x17StoreCredentialResponse\x12\x37\n\ncredential\x18\x01 \x01(\x0b\x32#.sendense.credentials.v1.Credential\"\x18\n\x16ListCredentialsRequest\"S\n\x17ListCredentialsResponse\x12\x38\n\x0b\x63redentials\x18\x01 \x03(\x0b\x32#.sendense.credentials.v1.Credential\"a\n\x17RotateCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12/\n\x06secret\x18\x02 \x01(\x0b\x32\x1f.sendense.credentials.v1.Secret\"S\n\x18RotateCredentialResponse\x12\x37\n\ncredential\x18\x01 \x01(\x0b\x32#.sendense.credentials.v1.Credential\"c\n\x15\x42indCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x33\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32!.sendense.credentials.v1.Endpoint\"\x86\x01\n\x16\x42indCredentialResponse\x12\x37\n\ncredential\x18\x01 \x01(\x0b\x32#.sendense.credentials.v1.Credential\x12\x33\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32!.sendense.credentials.v1.Endpoint\"A\n\x16GrantCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\"R\n\x17GrantCredentialResponse\x12\x37\n\ncredential\x18\x01 \x01(\x0b\x32#.sendense.credentials.v1.Credential\"C\n\x18UngrantCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\"T\n\x19UngrantCredentialResponse\x12\x37\n\ncredential\x18\x01 \x01(\x0b\x32#.sendense.credentials.v1.Credential\"0\n\x17\x44\x65leteCredentialRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteCredentialResponse\"Q\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x1a\n\x12signing_public_key\x18\x02 \x01(\x0c\x12\x1a\n\x12sealing_public_key\x18\x03 \x01(\x0c\"V\n\x14RegisterAgentRequest\x12-\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1e.sendense.credentials.v1.Agent\x12\x0f\n\x07replace\x18\x02 \x01(\x08\"\x17\n\x15RegisterAgentResponse\"\x13\n\x11ListAgentsRequest\"D\n\x12ListAgentsResponse\x12.\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x1e.sendense.credentials.v1.Agent\"&\n\x12RemoveAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"\x15\n\x13RemoveAgentResponse2\xd4\t\n\x11\x43redentialService\x12z\n\x0fStoreCredential\x12/.sendense.credentials.v1.StoreCredentialRequest\x1a\x30.sendense.credentials.v1.StoreCredentialResponse\"\x04\xa0\xb8\x19\x03\x12z\n\x0fListCredentials\x12/.sendense.credentials.v1.ListCredentialsRequest\x1a\x30.sendense.credentials.v1.ListCredentialsResponse\"\x04\xa0\xb8\x19\x01\x12}\n\x10RotateCredential\x12\x30.sendense.credentials.v1.RotateCredentialRequest\x1a\x31.sendense.credentials.v1.RotateCredentialResponse\"\x04\xa0\xb8\x19\x03\x12w\n\x0e\x42indCredential\x12..sendense.credentials.v1.BindCredentialRequest\x1a/.sendense.credentials.v1.BindCredentialResponse\"\x04\xa0\xb8\x19\x03\x12z\n\x0fGrantCredential\x12/.sendense.credentials.v1.GrantCredentialRequest\x1a\x30.sendense.credentials.v1.GrantCredentialResponse\"\x04\xa0\xb8\x19\x03\x12\x80\x01\n\x11UngrantCredential\x12\x31.sendense.credentials.v1.UngrantCredentialRequest\x1a\x32.sendense.credentials.v1.UngrantCredentialResponse\"\x04\xa0\xb8\x19\x03\x12}\n\x10\x44\x65leteCredential\x12\x30.sendense.credentials.v1.DeleteCredentialRequest\x1a\x31.sendense.credentials.v1.DeleteCredentialResponse\"\x04\xa0\xb8\x19\x03\x12t\n\rRegisterAgent\x12-.sendense.credentials.v1.RegisterAgentRequest\x1a..sendense.credentials.v1.RegisterAgentResponse\"\x04\xa0\xb8\x19\x03\x12k\n\nListAgents\x12*.sendense.credentials.v1.ListAgentsRequest\x1a+.sendense.credentials.v1.ListAgentsResponse\"\x04\xa0\xb8\x19\x01\x12n\n\x0bRemoveAgent\x12+.sendense.credentials.v1.RemoveAgentRequest\x1a,.sendense.credentials.v1.RemoveAgentResponse\"\x04\xa0\xb8\x19\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -73,34 +73,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROTATECREDENTIALRESPONSE']._serialized_end=1045
   _globals['_BINDCREDENTIALREQUEST']._serialized_start=1047
   _globals['_BINDCREDENTIALREQUEST']._serialized_end=1146
-  _globals['_BINDCREDENTIALRESPONSE']._serialized_start=1148
-  _globals['_BINDCREDENTIALRESPONSE']._serialized_end=1229
-  _globals['_GRANTCREDENTIALREQUEST']._serialized_start=1231
-  _globals['_GRANTCREDENTIALREQUEST']._serialized_end=1296
-  _globals['_GRANTCREDENTIALRESPONSE']._serialized_start=1298
-  _globals['_GRANTCREDENTIALRESPONSE']._serialized_end=1380
-  _globals['_UNGRANTCREDENTIALREQUEST']._serialized_start=1382
-  _globals['_UNGRANTCREDENTIALREQUEST']._serialized_end=1449
-  _globals['_UNGRANTCREDENTIALRESPONSE']._serialized_start=1451
-  _globals['_UNGRANTCREDENTIALRESPONSE']._serialized_end=1535
-  _globals['_DELETECREDENTIALREQUEST']._serialized_start=1537
-  _globals['_DELETECREDENTIALREQUEST']._serialized_end=1585
-  _globals['_DELETECREDENTIALRESPONSE']._serialized_start=1587
-  _globals['_DELETECREDENTIALRESPONSE']._serialized_end=1613
-  _globals['_AGENT']._serialized_start=1615
-  _globals['_AGENT']._serialized_end=1696
-  _globals['_REGISTERAGENTREQUEST']._serialized_start=1698
-  _globals['_REGISTERAGENTREQUEST']._serialized_end=1784
-  _globals['_REGISTERAGENTRESPONSE']._serialized_start=1786
-  _globals['_REGISTERAGENTRESPONSE']._serialized_end=1809
-  _globals['_LISTAGENTSREQUEST']._serialized_start=1811
-  _globals['_LISTAGENTSREQUEST']._serialized_end=1830
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=1832
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=1900
-  _globals['_REMOVEAGENTREQUEST']._serialized_start=1902
-  _globals['_REMOVEAGENTREQUEST']._serialized_end=1940
-  _globals['_REMOVEAGENTRESPONSE']._serialized_start=1942
-  _globals['_REMOVEAGENTRESPONSE']._serialized_end=1963
-  _globals['_CREDENTIALSERVICE']._serialized_start=1966
-  _globals['_CREDENTIALSERVICE']._serialized_end=3202
+  _globals['_BINDCREDENTIALRESPONSE']._serialized_start=1149
+  _globals['_BINDCREDENTIALRESPONSE']._serialized_end=1283
+  _globals['_GRANTCREDENTIALREQUEST']._serialized_start=1285
+  _globals['_GRANTCREDENTIALREQUEST']._serialized_end=1350
+  _globals['_GRANTCREDENTIALRESPONSE']._serialized_start=1352
+  _globals['_GRANTCREDENTIALRESPONSE']._serialized_end=1434
+  _globals['_UNGRANTCREDENTIALREQUEST']._serialized_start=1436
+  _globals['_UNGRANTCREDENTIALREQUEST']._serialized_end=1503
+  _globals['_UNGRANTCREDENTIALRESPONSE']._serialized_start=1505
+  _globals['_UNGRANTCREDENTIALRESPONSE']._serialized_end=1589
+  _globals['_DELETECREDENTIALREQUEST']._serialized_start=1591
+  _globals['_DELETECREDENTIALREQUEST']._serialized_end=1639
+  _globals['_DELETECREDENTIALRESPONSE']._serialized_start=1641
+  _globals['_DELETECREDENTIALRESPONSE']._serialized_end=1667
+  _globals['_AGENT']._serialized_start=1669
+  _globals['_AGENT']._serialized_end=1750
+  _globals['_REGISTERAGENTREQUEST']._serialized_start=1752
+  _globals['_REGISTERAGENTREQUEST']._serialized_end=1838
+  _globals['_REGISTERAGENTRESPONSE']._serialized_start=1840
+  _globals['_REGISTERAGENTRESPONSE']._serialized_end=1863
+  _globals['_LISTAGENTSREQUEST']._serialized_start=1865
+  _globals['_LISTAGENTSREQUEST']._serialized_end=1884
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=1886
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=1954
+  _globals['_REMOVEAGENTREQUEST']._serialized_start=1956
+  _globals['_REMOVEAGENTREQUEST']._serialized_end=1994
+  _globals['_REMOVEAGENTRESPONSE']._serialized_start=1996
+  _globals['_REMOVEAGENTRESPONSE']._serialized_end=2017
+  _globals['_CREDENTIALSERVICE']._serialized_start=2020
+  _globals['_CREDENTIALSERVICE']._serialized_end=3256
 # @@protoc_insertion_point(module_scope)
