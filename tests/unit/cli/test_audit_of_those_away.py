@@ -16,6 +16,8 @@ import pytest
 
 from sendense.common.v1.reason_pb2 import Reason
 from sendense_cli import audit_logs, main
+from sendense_cli.audit_revoked import KnownAgents
+from sendense_cli.remote import Hub
 from sendense_cli.session import Session
 from sendense_common.audit_log import GENESIS, Record, Unreadable
 from sendense_common.errors import SendenseError
@@ -140,6 +142,20 @@ def test_a_hub_that_was_taken_over_hides_no_log_by_saying_that_it_was_revoked(
     assert f"not read {log}: " in told
     assert "revoked, not" not in told
     assert why in told
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_where_the_credentials_service_cannot_be_asked_nobody_counts_as_revoked(
+    tmp_path: Path, elsewhere: bool
+):
+    session = Session(tmp_path, as_json=False)
+    if elsewhere:
+        session.elsewhere = Hub("hub.example.net:8443")
+    agents = await KnownAgents.asked(session)
+    revoked, words = agents.judge("agent:old", _REVOKED)
+    assert not revoked
+    assert ("it needs the credentials service, which has no port" in words) == elsewhere
+    assert ("the credentials service does not run" in words) != elsewhere
 
 
 def test_a_log_whose_head_was_noted_down_has_to_be_read_revoked_or_not(
