@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,26 @@ def test_ff29_after_a_sigkill_of_everything_the_job_goes_on_and_nothing_is_left(
     fresh_world.up = None
     fresh_world.assert_no_process()
     fresh_world.start()
+    _goes_on(fresh_world, lab, job_id)
+
+
+def test_a_start_waits_for_the_hub_of_one_that_was_killed(fresh_world: World) -> None:
+    """It is told to end, and has its port and its state until then: here it is frozen for a while."""
+    lab, job_id = _busy(fresh_world)
+    assert fresh_world.up is not None
+    hub = fresh_world.pids["hub"]
+    os.kill(hub, signal.SIGSTOP)
+    thaw = threading.Timer(3, os.kill, (hub, signal.SIGCONT))
+    try:
+        fresh_world.up.kill()
+        fresh_world.up.communicate(timeout=30)
+        fresh_world.up = None
+        thaw.start()
+        fresh_world.start()
+    finally:
+        thaw.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(hub, signal.SIGCONT)
     _goes_on(fresh_world, lab, job_id)
 
 
