@@ -17,6 +17,7 @@ from sendense.hub.v1 import point_service_pb2 as pb
 from sendense_common.errors import SendenseError
 from sendense_hub.catalog import verifications
 from sendense_hub.catalog.schema import point_disks
+from sendense_hub.domain import times
 from sendense_hub.rpc.point_service import PointService
 
 pytestmark = pytest.mark.integration
@@ -115,17 +116,51 @@ async def test_what_is_found_right_after_damage_below_it_is_not_called_damaged(h
     flip_in_disk(layer(hub, first), MIB // 2)
     assert await verify(hub, first) is not None
     assert await damage(hub, third) == {2000: first}
+    disk = (await point(hub, first)).disks[0]
+    before = disk.damage.find_time.ToMicroseconds() - 1
+    await hub.catalog.run(lambda connection: verifications.found_right(connection, second, before))
+    assert await damage(hub, second) == {2000: first}, "it was being read when the damage was found"
     flip_in_disk(layer(hub, first), MIB // 2)
     assert await verify(hub, second) is None
     assert await damage(hub, first) == {2000: first}, "nobody has read it whole since"
     assert await damage(hub, second) == await damage(hub, third) == {}
     assert await hub.catalog.run(verifications.damaged) == [first]
-    disk = (await point(hub, first)).disks[0]
-    before = disk.damage.find_time.ToMicroseconds() - 1
-    await hub.catalog.run(lambda connection: verifications.found_right(connection, second, before))
-    assert await damage(hub, second) == {2000: first}, "it was being read when the damage was found"
     assert await verify(hub, first) is None
     assert await hub.catalog.run(verifications.damaged) == []
+
+
+@pytest.mark.parametrize("looked_at", [0, 1], ids=["itself", "what is built on it"])
+async def test_a_verification_does_not_take_away_damage_that_was_found_while_it_read(
+    hub: Hub, looked_at: int
+) -> None:
+    points = await chain(hub)
+    first, second = points
+    for point_id in points:
+        assert await verify(hub, point_id) is None
+    begun_us = times.now_us()
+    flip_in_disk(layer(hub, first), MIB // 2)
+    assert await verify(hub, points[looked_at]) is not None
+    for point_id in points:
+        await hub.catalog.run(
+            lambda connection, of=point_id: verifications.found_right(connection, of, begun_us)  # type: ignore[misc]
+        )
+        assert await damage(hub, first) == await damage(hub, second) == {2000: first}
+        assert await right(hub, point_id) == [2001], "the other disk was read whole, and nothing was found"
+    assert await verify(hub, points[looked_at]) is not None
+    flip_in_disk(layer(hub, first), MIB // 2)
+    for point_id in points:
+        assert await verify(hub, point_id) is None
+        assert await right(hub, point_id) == [2000, 2001]
+    assert await hub.catalog.run(verifications.damaged) == []
+
+
+async def test_a_verification_that_ends_after_one_that_began_later_does_not_make_it_older(hub: Hub) -> None:
+    first, _ = await chain(hub)
+    begun_us = times.now_us()
+    assert await verify(hub, first) is None
+    before = await point(hub, first)
+    await hub.catalog.run(lambda connection: verifications.found_right(connection, first, begun_us))
+    assert await point(hub, first) == before
 
 
 async def test_a_verification_of_before_a_damage_that_an_older_hub_found_does_not_hide_it(hub: Hub) -> None:

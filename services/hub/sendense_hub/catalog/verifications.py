@@ -13,14 +13,29 @@ from sendense_hub.catalog.schema import point_disks
 _DISK = point_disks.c
 
 
-def found_right(connection: sa.Connection, point_id: str, time_us: int) -> None:
-    """All of a point was read, from this moment on, and is right: whatever was seen from it is no more."""
+def found_right(connection: sa.Connection, point_id: str, begun_us: int) -> None:
+    """All of a point was read and is right: what was seen from it, or in it, before that is no more.
+
+    What was found wrong while it was read stays, and its disk is not called right.
+
+    Args:
+        connection: of the catalog.
+        point_id: the point that was read.
+        begun_us: when the reading began.
+    """
     connection.execute(
         point_disks.update()
         .where(sa.or_(_DISK.damage_seen_from == point_id, _DISK.point_id == point_id))
+        .where(_DISK.damage_time_us <= begun_us)
         .values(damage=None, damage_time_us=None, damage_seen_from=None)
     )
-    connection.execute(point_disks.update().where(_DISK.point_id == point_id).values(verify_time_us=time_us))
+    news = _built_on_damaged(_DISK.damage_time_us > begun_us, believe=False)
+    connection.execute(
+        point_disks.update()
+        .where(_DISK.point_id == point_id, _DISK.key.not_in(_keys(news, point_id)))
+        .where(sa.or_(_DISK.verify_time_us.is_(None), _DISK.verify_time_us < begun_us))
+        .values(verify_time_us=begun_us)
+    )
 
 
 def found_damaged(
@@ -58,6 +73,10 @@ def _forget_right(connection: sa.Connection, seen_from: str) -> None:
         .where(sa.tuple_(_DISK.point_id, _DISK.key).in_(affected))
         .values(verify_time_us=None)
     )
+
+
+def _keys(affected: sa.CTE, point_id: str) -> sa.Select[tuple[int]]:
+    return sa.select(affected.c.key).where(affected.c.point_id == point_id)
 
 
 def mark(connection: sa.Connection, found: Mapping[str, pb.RestorePoint]) -> None:
