@@ -8,10 +8,10 @@ import sqlite3
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.integration.hub.kit import Hub, World, api_of, hub_of, new_job, until
+from tests.integration.hub.kit import Hub, World, api_of, files_of, hub_of, new_job, until
 from tests.integration.hub.scripted_agent import backup
 from tests.integration.hub.test_backups import FIRST
-from tests.integration.hub.test_restart import listed, workflows
+from tests.integration.hub.test_restart import interrupted, listed, workflows
 
 from sendense.common.v1.failure_pb2 import Failure
 from sendense.common.v1.reason_pb2 import Reason
@@ -127,21 +127,101 @@ async def hub(world: World) -> AsyncIterator[Hub]:
         yield made
 
 
-@pytest.mark.parametrize("state", [pb.JOB_STATE_QUEUED, pb.JOB_STATE_WAITING])
-async def test_a_job_that_no_turn_begins_is_given_up(hub: Hub, state: pb.JobState.ValueType) -> None:
-    runner, attempt = IdleRunner(), int(state == pb.JOB_STATE_WAITING)
-    job = await put(hub, state, attempt)
+NO_PAUSES = (0.0,) * 5
+
+
+async def six_turns(hub: Hub, job: pb.Job) -> pb.Job:
+    """What has become of it."""
+    runner = IdleRunner()
     queue = hub.world.paths.state / "dbos.sqlite"
-    async with asyncio.timeout(60), engine.start(hub.workshop, runner, queue, concurrency=4) as made:
-        while (now := await hub.job(job.job_id)).state == state:
+    start = engine.start(hub.workshop, runner, queue, concurrency=4, pauses_s=NO_PAUSES)
+    async with asyncio.timeout(60), start as made:
+        while (now := await hub.job(job.job_id)) == job:
             await made.enqueue(now)
             await asyncio.sleep(0.02)
-    assert now.state == pb.JOB_STATE_FAILED
-    assert now.failure.reason == Reason.REASON_INTERNAL
-    assert "had its turn several times and was not begun" in now.failure.message
     assert runner.turns == 6
     assert runner.most_at_once == 1
     assert hub.workshop.board.running() == []
+    return now
+
+
+async def test_a_job_that_no_turn_begins_is_given_up(hub: Hub) -> None:
+    now = await six_turns(hub, await put(hub, pb.JOB_STATE_QUEUED, 0))
+    assert now.state == pb.JOB_STATE_FAILED
+    assert now.failure.reason == Reason.REASON_INTERNAL
+    assert "had its turn several times and was not begun" in now.failure.message
+
+
+@pytest.mark.parametrize("fruitless", [0, 4])
+async def test_what_a_waiting_job_has_copied_is_kept_as_long_as_other_failures_leave_it(
+    world: World, fruitless: int
+) -> None:
+    half = await interrupted(world, committed=False)
+    async with hub_of(world, register=False) as hub:
+        job = await hub.job(half.job_id)
+        job.state = pb.JOB_STATE_WAITING
+        failure = Failure(reason=Reason.REASON_SNAPSHOT_FAILED)
+        job.interruptions.add(attempt=job.attempt, failure=failure, fruitless_attempts=fruitless)
+        for time in (job.interruptions[0].time, job.interruptions[0].next_try_time):
+            time.FromMicroseconds(times.now_us())
+        await hub.catalog.run(lambda connection: jobs.write(connection, job))
+        now = await six_turns(hub, await hub.job(job.job_id))
+        why = now.interruptions[-1]
+        assert "had its turn several times and was not begun" in why.failure.message
+        assert why.fruitless_attempts == fruitless + 1
+        if fruitless:
+            assert now.state == pb.JOB_STATE_FAILED
+            await hub.assert_nothing_left()
+        else:
+            assert (now.state, now.attempt) == (pb.JOB_STATE_WAITING, job.attempt)
+            assert why.next_try_time.ToMicroseconds() > why.time.ToMicroseconds()
+            assert len(files_of(hub.repository)) == 1
+            assert [row.job_id for row in await hub.rows()] == [job.job_id]
+
+
+async def test_a_job_that_no_turn_begins_is_not_given_up_within_seconds(hub: Hub) -> None:
+    runner, job = IdleRunner(), await put(hub, pb.JOB_STATE_QUEUED, 0)
+    queue = hub.world.paths.state / "dbos.sqlite"
+    async with engine.start(hub.workshop, runner, queue, concurrency=4) as made:
+        async with asyncio.timeout(60):
+            while runner.turns < 2:
+                await made.enqueue(job)
+        until_s = asyncio.get_running_loop().time() + 1.5
+        while asyncio.get_running_loop().time() < until_s:
+            await made.enqueue(job)
+    assert runner.turns == 2
+    assert (await hub.job(job.job_id)).state == pb.JOB_STATE_QUEUED
+    assert sum(engine.PAUSES_S) > 180
+
+
+class WorkingRunner(Runner):
+    """Each turn is an attempt that is interrupted."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    async def run(self, job_id: str) -> None:
+        job = await self._hub.job(job_id)
+        job.attempt += 1
+        await self._hub.catalog.run(lambda connection: jobs.write(connection, job))
+
+
+async def test_a_job_that_works_in_each_of_its_turns_is_not_given_up_though_each_was_used_up(
+    hub: Hub,
+) -> None:
+    """The catalog was put back from a copy, and the queue knows the attempts that it does not."""
+    job = await put(hub, pb.JOB_STATE_WAITING, 1)
+    queue = hub.world.paths.state / "dbos.sqlite"
+    async with engine.start(hub.workshop, WorkingRunner(hub), queue, concurrency=4) as made:
+        await made.enqueue(job)
+        await until(lambda: set(workflows(hub.world).values()) == {"SUCCESS"}, "its turn is over")
+        for attempt in range(3, 10):
+            use_up(hub.world, f"{job.job_id}.{attempt}", "SUCCESS")
+        async with asyncio.timeout(60):
+            while (now := await hub.job(job.job_id)).attempt < 9 and now.state == pb.JOB_STATE_WAITING:
+                await made.enqueue(now)
+                await asyncio.sleep(0.02)
+    assert (now.state, now.attempt) == (pb.JOB_STATE_WAITING, 9), now.failure
 
 
 async def test_a_turn_that_has_not_ended_is_followed_by_no_other(hub: Hub) -> None:
@@ -149,7 +229,7 @@ async def test_a_turn_that_has_not_ended_is_followed_by_no_other(hub: Hub) -> No
     runner.go_on.clear()
     job = await put(hub, pb.JOB_STATE_WAITING, 1)
     queue = hub.world.paths.state / "dbos.sqlite"
-    async with engine.start(hub.workshop, runner, queue, concurrency=4) as made:
+    async with engine.start(hub.workshop, runner, queue, concurrency=4, pauses_s=NO_PAUSES) as made:
         for turn in (1, 2):
             async with asyncio.timeout(60):
                 while runner.turns < turn:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -35,19 +36,31 @@ _QUEUE = "backups"
 _POLL_S = 0.2
 _STOP_WITHIN_S = 25.0
 _MANY = 10_000
-# Turns in a row that leave a job as it was: more would be for ever.
-_TURNS_IN_VAIN = 5
+PAUSES_S = (5.0, 15.0, 30.0, 60.0, 120.0)
+"""After each turn that follows one in vain, which left its job as it was; then the job is given up."""
 _TO_COME = ["ENQUEUED", "DELAYED", "PENDING"]
+
+
+@dataclass(frozen=True)
+class _InVain:
+    """Turns that were queued again because those before left a job as it was."""
+
+    workflow_id: str
+    """Of the attempt: what another attempt of the job had counts for that one alone."""
+    turns: int
+    go_on_at: float
+    """By the clock of the loop."""
 
 
 class Engine:
     """Runs queued jobs, a few at a time."""
 
-    def __init__(self, workshop: Workshop) -> None:
+    def __init__(self, workshop: Workshop, pauses_s: Sequence[float]) -> None:
         """Made by `start`."""
         self._workshop = workshop
+        self._pauses_s = pauses_s
         self._late: dict[str, pb.Job] = {}
-        self._in_vain: dict[str, int] = {}
+        self._in_vain: dict[str, _InVain] = {}
 
     async def enqueue(self, job: pb.Job) -> None:
         """The job's next attempt runs when its turn comes, also after a restart. Twice is once.
@@ -93,14 +106,20 @@ class Engine:
         )
         if any(each.status in _TO_COME for each in used):
             return
-        turns = self._in_vain[job.job_id] = self._in_vain.get(job.job_id, 0) + 1
-        if turns > _TURNS_IN_VAIN:
+        before, time = self._in_vain.get(job.job_id), asyncio.get_running_loop().time()
+        if before is None or before.workflow_id != workflow_id:
+            before = _InVain(workflow_id, 0, time)
+        if time < before.go_on_at:
+            return
+        if before.turns == len(self._pauses_s):
             del self._in_vain[job.job_id]
             await recovery.give_up(self._workshop, now)
             return
         again = f"{workflow_id}.{len(used) + 2}"
         log.warning("job %s had its turn (%s) and is as it was: it gets another", job.job_id, workflow_id)
         await _enqueue(again, job)
+        go_on_at = time + self._pauses_s[before.turns]
+        self._in_vain[job.job_id] = _InVain(workflow_id, before.turns + 1, go_on_at)
 
     async def enqueue_late(self) -> None:
         """Tries again what could not be queued; after a stop, the next start queues it."""
@@ -130,7 +149,12 @@ async def _enqueue(workflow_id: str, job: pb.Job) -> WorkflowHandleAsync[None]:
 
 @contextlib.asynccontextmanager
 async def start(
-    workshop: Workshop, runner: Runner, database: Path, *, concurrency: int
+    workshop: Workshop,
+    runner: Runner,
+    database: Path,
+    *,
+    concurrency: int,
+    pauses_s: Sequence[float] = PAUSES_S,
 ) -> AsyncIterator[Engine]:
     """Runs jobs until the block ends; those that run then are interrupted first, and go on at the next start.
 
@@ -139,6 +163,7 @@ async def start(
         runner: what runs one job.
         database: DBOS's own SQLite file.
         concurrency: jobs that run at once.
+        pauses_s: after each turn that took the place of one in vain.
     """
     global _runner  # noqa: PLW0603 - DBOS finds its functions by name, so they cannot be methods of ours
     _runner = runner
@@ -155,7 +180,7 @@ async def start(
     await DBOS.register_queue_async(
         _QUEUE, concurrency=concurrency, polling_interval_sec=_POLL_S, on_conflict="always_update"
     )
-    engine = Engine(workshop)
+    engine = Engine(workshop, pauses_s)
     try:
         # A hub that was killed between catalog and queue has jobs that nobody else would run.
         for job in await workshop.catalog.run(_queued):

@@ -29,6 +29,7 @@ from sendense_hub.jobs.workshop import Workshop
 log = logging.getLogger(__name__)
 
 _INTERRUPTED = (pb.JOB_STATE_RUNNING, pb.JOB_STATE_CANCELLING)
+_RESUMABLE = (pb.JOB_STATE_RUNNING, pb.JOB_STATE_WAITING)
 _MANY = 10_000
 
 
@@ -105,9 +106,11 @@ async def take_up_lost(workshop: Workshop) -> list[Act]:
 
 
 async def give_up(workshop: Workshop, job: pb.Job) -> None:
-    """Ends a job that its turns do not begin; with its point, if that is complete.
+    """What becomes of a job that its turns do not begin: it has succeeded, if its point is complete.
 
-    On the board meanwhile, so that no turn of it begins while its files go.
+    One that waits with what it has copied waits on, as after an attempt that failed, and is ended when it had
+    too many of them. Any other is ended. On the board meanwhile, so that no turn of it begins while its files
+    go.
     """
     if workshop.board.runs(job.job_id):
         return
@@ -133,16 +136,17 @@ async def _take_up(workshop: Workshop, job: pb.Job, why: _Stop) -> bool:
     """Whether it was still in the state in which it was read: an operator may cancel it meanwhile."""
     state = job.state
     point = await workshop.catalog.run(lambda connection: points.of_job(connection, job.job_id))
-    row, trouble = None, None
+    row, trouble, may_go_on = None, None, state in _RESUMABLE
     if point is not None:
-        row, trouble = await _settle(workshop, point, keep=job.state == pb.JOB_STATE_RUNNING)
+        row, trouble = await _settle(workshop, point, keep=may_go_on)
     damaged = trouble is not None and trouble.reason == Reason.REASON_POINT_CORRUPT
-    if row is None and state == pb.JOB_STATE_RUNNING and not damaged:
-        _wait(job, why)
-        if job.state == pb.JOB_STATE_WAITING:
+    if row is None and may_go_on and not damaged:
+        if _waits(job, why):
             return await workshop.catalog.run(
                 lambda connection: jobs.write(connection, job, expected=[state])
             )
+        if point is not None and trouble is None:
+            row, trouble = await _settle(workshop, point, keep=False)
     return await _end(workshop, job, why, row, trouble)
 
 
@@ -200,8 +204,8 @@ async def _end(
     return ended
 
 
-def _wait(job: pb.Job, why: _Stop) -> None:
-    """It goes on when its turn comes, or is left as it is when it was tried too often."""
+def _waits(job: pb.Job, why: _Stop) -> bool:
+    """It goes on when its turn comes; False, and it is left in its state, when it was tried too often."""
     failure = why.error(job, "It goes on where it was.").to_failure()
     interruption = pb.JobInterruption(attempt=job.attempt, failure=failure, phase=job.phase)
     interruption.time.GetCurrentTime()
@@ -216,3 +220,4 @@ def _wait(job: pb.Job, why: _Stop) -> None:
     )
     change(job)
     log.warning("%s: it waits, or is given up", why.message(job))
+    return job.interruptions[-1].HasField("next_try_time")
