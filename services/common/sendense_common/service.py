@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import io
 import logging
 import os
 import signal
@@ -25,6 +26,9 @@ PARENT_ENV = "SENDENSE_PARENT_PID"
 
 DIED_ENV = "SENDENSE_DIED_BEFORE"
 """Set by whoever starts a child in place of one that died: how that one ended. See `died_before`."""
+
+TAKEN_OVER_FD_ENV = "SENDENSE_TAKEN_OVER_FD"
+"""Set by whoever starts a child in place of others: a pipe. See `say_taken_over`."""
 
 _LOOK_AGAIN_S = 0.05
 _FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
@@ -75,9 +79,21 @@ def run_service(
 def died_before() -> str:
     """How the process ended in whose place this one was started, as "killed by SIGKILL"; empty for the first.
 
+    Those that ended before they said that they had taken over do not count: see `say_taken_over`.
     To be called once: what this process starts has not taken anybody's place.
     """
     return os.environ.pop(DIED_ENV, "")
+
+
+def say_taken_over() -> None:
+    """Tells who started this process that what others left is settled: what is left from now on is its own.
+
+    To be called once: the pipe is closed.
+    """
+    descriptor = os.environ.pop(TAKEN_OVER_FD_ENV, "")
+    if descriptor:
+        with contextlib.suppress(BrokenPipeError), io.FileIO(int(descriptor), "w") as pipe:
+            pipe.write(b"1")
 
 
 @contextlib.contextmanager

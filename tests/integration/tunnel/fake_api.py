@@ -14,7 +14,7 @@ from tests.integration.tunnel.kit import FakeAuthorization
 from sendense.hub.v1.authorization_service_pb2_grpc import add_AuthorizationServiceServicer_to_server
 from sendense_common import rpc
 from sendense_common.paths import HubPaths
-from sendense_common.service import died_before, run_service
+from sendense_common.service import died_before, run_service, say_taken_over
 
 STATE, RUN = Path(sys.argv[1]), Path(sys.argv[2])
 
@@ -26,6 +26,7 @@ async def main(stopping: asyncio.Event) -> None:
     fake.agents = tables["agents"]
     fake.targets = {name: Path(path) for name, path in tables["targets"].items()}
     (STATE / "died_before").write_text(died_before())
+    say_taken_over()
     (STATE / "api.pid").write_text(str(os.getpid()))
     service = rpc.Service(
         "sendense.hub.v1.AuthorizationService", add_AuthorizationServiceServicer_to_server, fake

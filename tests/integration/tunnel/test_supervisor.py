@@ -21,7 +21,7 @@ from sendense_common.errors import SendenseError
 from sendense_common.paths import HubPaths, private_dir
 from sendense_common.tunnel import Tunnel, TunnelConfig, ensure_key, fingerprint, keep_connected
 from sendense_hub.gateway.limits import Limits
-from sendense_hub.supervisor import SupervisorConfig, supervise
+from sendense_hub.supervisor import SupervisorConfig, child, supervise
 
 pytestmark = pytest.mark.integration
 
@@ -227,3 +227,29 @@ def test_nobody_else_can_bind_the_port_unnoticed(short_tmp: Path):
             second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             with pytest.raises(OSError, match="in use"):
                 second.bind(("127.0.0.1", port))
+
+
+CHILD = """
+import os, sys
+from pathlib import Path
+from sendense_common import service
+lives = Path(sys.argv[1])
+said = (lives.read_text() if lives.exists() else "") + f"[{service.died_before()}]"
+lives.write_text(said)
+life = said.count("[")
+if life in (2, 4):
+    service.say_taken_over()
+if life == 2:
+    os.kill(os.getpid(), 9)
+sys.exit(life)
+"""
+
+
+async def test_a_child_that_ended_before_it_took_over_is_not_said_to_have_left_what_there_is(tmp_path: Path):
+    lives, stopping = tmp_path / "lives", asyncio.Event()
+    command = [sys.executable, "-c", CHILD, str(lives)]
+    running = asyncio.create_task(child.run("child", command, stopping, stop_grace_s=5))
+    await until(lambda: lives.exists() and lives.read_text().count("[") >= 5, "it lives the fifth time", 60)
+    stopping.set()
+    await running
+    assert lives.read_text() == "[][][killed by SIGKILL][killed by SIGKILL][exit code 4]"

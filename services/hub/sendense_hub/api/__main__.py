@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from sendense_common import audit_log, rpc, telemetry
 from sendense_common.paths import CredentialsPaths, HubPaths, private_dir
-from sendense_common.service import died_before, only_one_after_another, run_service
+from sendense_common.service import died_before, only_one_after_another, run_service, say_taken_over
 from sendense_hub.api import services
 from sendense_hub.api.listening import add_options, listener_of
 from sendense_hub.catalog import Catalog, open_catalog, repositories, vcenters
@@ -107,6 +107,7 @@ async def serve(
             longest_chain=longest_chain,
         )
         await recover(workshop, died_before())
+        say_taken_over()
         sweeper = SnapshotSweeper(catalog, sites)
         # What gateways and agents need while jobs end is served longer than what operators use.
         await stack.enter_async_context(

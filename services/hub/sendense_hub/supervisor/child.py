@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 
 from sendense_common import process
-from sendense_common.service import DIED_ENV, PARENT_ENV
+from sendense_common.service import DIED_ENV, PARENT_ENV, TAKEN_OVER_FD_ENV
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +38,19 @@ class RestartWait:
 
 
 async def start(
-    command: Sequence[str], *, inherit: Sequence[int] = (), died_before: str = ""
+    command: Sequence[str], *, inherit: Sequence[int] = (), env: Mapping[str, str] | None = None
 ) -> asyncio.subprocess.Process:
     """Starts one of our services so that it ends with this process.
 
     Args:
         command: program and arguments.
         inherit: descriptors it gets besides the standard ones.
-        died_before: how the one ended whose place it takes.
+        env: variables it gets besides ours.
     """
     return await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
-        env={**os.environ, PARENT_ENV: str(os.getpid()), DIED_ENV: died_before},
+        env={**os.environ, PARENT_ENV: str(os.getpid()), **(env or {})},
         pass_fds=inherit,
         # Ctrl-C in a terminal goes to us alone; we stop the children in order.
         start_new_session=True,
@@ -58,6 +60,9 @@ async def start(
 async def run(name: str, command: Sequence[str], stopping: asyncio.Event, *, stop_grace_s: float) -> None:
     """Keeps a child running until `stopping` is set, then ends it.
 
+    Each is told how the last one ended that had taken over what there is to do: one that ended before that is
+    not to blame for what an earlier one, or an earlier life of this process, has left.
+
     Args:
         name: for the log.
         command: program and arguments.
@@ -66,8 +71,22 @@ async def run(name: str, command: Sequence[str], stopping: asyncio.Event, *, sto
     """
     wait, died = RestartWait(), ""
     while not stopping.is_set():
-        child = await start(command, died_before=died)
-        died = _how(await until_ended(name, child, stopping, wait, stop_grace_s=stop_grace_s))
+        with _pipe() as (heard, says):
+            with says:  # the child's alone once it runs
+                env = {DIED_ENV: died, TAKEN_OVER_FD_ENV: str(says.fileno())}
+                child = await start(command, inherit=[says.fileno()], env=env)
+            code = await until_ended(name, child, stopping, wait, stop_grace_s=stop_grace_s)
+            if heard.read(1):
+                died = _how(code)
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[io.FileIO, io.FileIO]]:
+    """Its end to read from, which never waits, and the other one."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with io.FileIO(reading) as heard, io.FileIO(writing, "w") as says:
+        yield heard, says
 
 
 async def until_ended(
