@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from tests.integration.hub.kit import Hub, World, api_of, files_of, hub_of, new_job, until
@@ -243,6 +244,35 @@ async def test_a_turn_that_has_not_ended_is_followed_by_no_other(hub: Hub) -> No
             await until(lambda: not runner.at_once, "the turn is over")
             runner.go_on.clear()
         runner.go_on.set()
+
+
+async def test_no_start_waits_for_queued_jobs_and_those_in_the_queue_are_not_queued_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be thousands, and each takes milliseconds."""
+    queued: list[str] = []
+    enqueue = engine._enqueue
+
+    async def counted(workflow_id: str, job: pb.Job) -> Any:
+        queued.append(job.job_id)
+        return await enqueue(workflow_id, job)
+
+    monkeypatch.setattr(engine, "_enqueue", counted)
+    wanted = []
+    for machine in ("a", "b", "c"):
+        job = new_job(vm_instance_uuid=machine)
+        origin = Origin(job.job_id, "")
+        await hub.catalog.run(lambda connection, job=job, origin=origin: jobs.insert(connection, job, origin))  # type: ignore[misc]
+        wanted.append(job.job_id)
+    runner = IdleRunner()
+    runner.go_on.clear()
+    queue = hub.world.paths.state / "dbos.sqlite"
+    for before in ([], wanted):
+        async with engine.start(hub.workshop, runner, queue, concurrency=1) as made:
+            assert queued == before
+            await made.enqueue_forgotten()
+            assert queued == wanted
+    runner.go_on.set()
 
 
 async def test_a_job_that_got_further_meanwhile_gets_no_turn_of_its_old_attempt(hub: Hub) -> None:

@@ -137,3 +137,23 @@ async def test_a_job_that_was_cancelled_while_it_waited_gets_its_turn_at_once(
     job = await waiting(hub, Reason.REASON_SITE_OFFLINE, state=pb.JOB_STATE_CANCELLING, in_s=3600)
     async with waking(hub, monkeypatch) as queue:
         assert await turn(queue) == job.job_id
+
+
+async def test_queued_jobs_that_the_queue_has_not_are_looked_for_whatever_fails_besides(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+):
+    looked = asyncio.Event()
+
+    class Broken(Queue):
+        async def enqueue_late(self) -> None:
+            raise RuntimeError("a defect")
+
+        async def enqueue_forgotten(self) -> None:
+            looked.set()
+
+    waker = Waker(hub.workshop, Broken(), Patience())
+    task = asyncio.create_task(waker.run())
+    async with asyncio.timeout(20):
+        await looked.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -83,7 +83,11 @@ class Engine:
             self._late.pop(job.job_id, None)
 
     async def enqueue_forgotten(self) -> None:
-        """Jobs that are queued in the catalog, and that no workflow is going to begin, are queued again."""
+        """Jobs that are queued in the catalog, and that no workflow is going to begin, are queued again.
+
+        A hub that was killed between catalog and queue has some, and nobody else would run them. There may be
+        thousands, of milliseconds each: no start waits for them.
+        """
         queued = await self._workshop.catalog.run(_queued)
         if queued:
             coming = await DBOS.list_workflows_async(status=_TO_COME, load_input=False, load_output=False)
@@ -122,7 +126,7 @@ class Engine:
         self._in_vain[job.job_id] = _InVain(workflow_id, before.turns + 1, go_on_at)
 
     async def enqueue_late(self) -> None:
-        """Tries again what could not be queued; after a stop, the next start queues it."""
+        """Tries again what could not be queued; after a stop, it is one of the forgotten."""
         for job in list(self._late.values()):
             await self.enqueue(job)
 
@@ -158,6 +162,8 @@ async def start(
 ) -> AsyncIterator[Engine]:
     """Runs jobs until the block ends; those that run then are interrupted first, and go on at the next start.
 
+    What the catalog has and the queue has not is queued by `Engine.enqueue_forgotten` and `enqueue` alone.
+
     Args:
         workshop: of this hub.
         runner: what runs one job.
@@ -182,9 +188,6 @@ async def start(
     )
     engine = Engine(workshop, pauses_s)
     try:
-        # A hub that was killed between catalog and queue has jobs that nobody else would run.
-        for job in await workshop.catalog.run(_queued):
-            await engine.enqueue(job)
         yield engine
     finally:
         for event in dbos.background_thread_stop_events:

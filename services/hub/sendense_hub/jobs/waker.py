@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 from sendense.common.v1.reason_pb2 import Reason
@@ -20,13 +21,32 @@ from sendense_hub.jobs.workshop import Workshop
 log = logging.getLogger(__name__)
 
 _EVERY_S = 0.5
-# What is queued needs nobody, as a rule: only a queue that lost a job leaves one behind.
+# What is queued needs nobody, as a rule: only a hub that was killed, or a queue that lost a job, leaves one
+# behind.
 _FORGOTTEN_EVERY_S = 10.0
 _MANY = 10_000
 # Less than this does not even hold the tables of a layer.
 _ROOM_BYTES = 64 * 1024 * 1024
 
 _OF_REPOSITORY = frozenset({Reason.REASON_REPOSITORY_FULL, Reason.REASON_REPOSITORY_UNAVAILABLE})
+
+
+class _Look:
+    """One of the things that are looked at: whatever becomes of it, the others have their turn."""
+
+    def __init__(self, look: Callable[[], Awaitable[None]], every_s: float) -> None:
+        self._look = look
+        self._every_s = every_s
+        self._next_at = 0.0
+
+    async def again(self) -> None:
+        if time.monotonic() < self._next_at:
+            return
+        self._next_at = time.monotonic() + self._every_s
+        try:
+            await self._look()
+        except Exception:
+            log.exception("jobs that wait are looked at again in %.1f s", max(self._every_s, _EVERY_S))
 
 
 class Waker:
@@ -40,15 +60,10 @@ class Waker:
 
     async def run(self) -> NoReturn:
         """Goes on until it is cancelled."""
-        looked_at = -_FORGOTTEN_EVERY_S
+        looks = [_Look(self._round, 0.0), _Look(self._engine.enqueue_forgotten, _FORGOTTEN_EVERY_S)]
         while True:
-            try:
-                await self._round()
-                if time.monotonic() - looked_at >= _FORGOTTEN_EVERY_S:
-                    looked_at = time.monotonic()
-                    await self._engine.enqueue_forgotten()
-            except Exception:
-                log.exception("waiting jobs are looked at again in %.1f s", _EVERY_S)
+            for look in looks:
+                await look.again()
             await asyncio.sleep(_EVERY_S)
 
     async def _round(self) -> None:
