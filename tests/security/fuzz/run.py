@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import random
 import shutil
 import sys
@@ -71,6 +72,8 @@ def main() -> int:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
+    # It warns of each byte that is sent to who has hung up, which is what is looked for here.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     say(f"SEED={options.seed}")
     results = asyncio.run(everything(options.per_method, options.gateway, options.seed, say))
     found = troubles(results)
