@@ -83,6 +83,19 @@ async def test_a_job_is_watched_over_a_restart_of_the_hub_which_is_told_once(sho
     assert said[1] == "the hub answers again"
 
 
+async def test_a_watch_that_is_told_nothing_is_asked_for_anew(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(job_view, "_ANEW_EVERY_S", 0.3)
+    session, said = Session(short_tmp, as_json=True), list[str]()
+    async with asyncio.timeout(WITHIN_S), hub(session, running()) as jobs:
+        following = asyncio.create_task(job_view.follow(session, JOB, Patience(said.append)))
+        await jobs.asked.wait()
+        jobs.state = job_pb2.JOB_STATE_SUCCEEDED  # and the watch that there is says nothing of it
+        assert (await following).state == job_pb2.JOB_STATE_SUCCEEDED
+    assert said == []
+
+
 async def test_a_hub_that_does_not_come_back_ends_the_watching_in_words(short_tmp: Path):
     session = Session(short_tmp, as_json=True)
     async with asyncio.timeout(WITHIN_S):

@@ -18,6 +18,8 @@ from sendense_common.paths import Installation
 
 _ENDS_WITHIN_S = 45.0
 """A hub whose parent died gives its API 30 seconds for its jobs, then its gateways 5."""
+_PORT_IS_FREE_WITHIN_S = 5.0
+"""Once nothing of ours lives: its gateways end with it. Longer, and somebody else has the port."""
 _LOOK_EVERY_S = 0.2
 
 
@@ -49,8 +51,11 @@ async def waited_for(
     """
     deadline, told = clock() + _ENDS_WITHIN_S, False
     while True:
+        held = _any_held(locked)
+        if not held:
+            deadline = min(deadline, clock() + _PORT_IS_FREE_WITHIN_S)
         late = clock() >= deadline
-        if late or not _any_held(locked):
+        if late or not held:
             try:
                 return await asyncio.to_thread(choose)
             except SendenseError as refusal:
@@ -58,7 +63,11 @@ async def waited_for(
                     raise
         if not told:
             told = True
-            say(f"waiting for services of an earlier start to end, {_ENDS_WITHIN_S:.0f} seconds at most")
+            say(
+                f"waiting for services of an earlier start to end, {_ENDS_WITHIN_S:.0f} seconds at most"
+                if held
+                else "the hub's port is in use: waiting for it, in case an earlier start has just ended"
+            )
         await sleep(_LOOK_EVERY_S)
 
 

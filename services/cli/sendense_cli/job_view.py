@@ -48,6 +48,8 @@ _WENT_ON = {
 _SHORT_MODES = {"incremental": "incr"}
 _BEFORE_IT_RUNS = {pb.JOB_PHASE_UNSPECIFIED, pb.JOB_PHASE_QUEUED}
 _ENDED = {pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED}
+# A watch is asked for anew so often: on a busy host gRPC may keep back what it was told, for good.
+_ANEW_EVERY_S = 60.0
 
 
 def exit_for(job: pb.Job) -> Exit:
@@ -80,11 +82,12 @@ async def follow(session: Session, job_id: str, patience: Patience | None = None
         while job.state not in _ENDED:
             try:
                 # A channel of its own each time: one to a hub that is gone takes its time to try again.
-                async with session.hub() as hub:
-                    async for update in JobServiceStub(hub).WatchJob(request):
-                        job = update.job
-                        patient.heard()
-                        display.show(job)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_ANEW_EVERY_S), session.hub() as hub:
+                        async for update in JobServiceStub(hub).WatchJob(request):
+                            job = update.job
+                            patient.heard()
+                            display.show(job)
             except SendenseError as error:
                 await patient.wait(error)
             else:

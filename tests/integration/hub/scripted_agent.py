@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ SITE, VCENTER, VCENTER_UUID = "site-a", "vc", "0b7e6a1c-0000-4000-8000-000000000
 MACHINE, MACHINE_NAME = "5029aa00-0000-4000-8000-000000000002", "web"
 MIB = 1024 * 1024
 CAPACITY = 4 * MIB + 512
+
+log = logging.getLogger(__name__)
 
 Writes = Mapping[int, Mapping[int, bytes]]
 Script = Callable[["ScriptedJob"], Awaitable[None]]
@@ -53,6 +56,9 @@ class ScriptedJob:
     drops: list[Drop] = field(default_factory=list)
     progress: dict[int, pb.DiskProgress] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
+    streams_count: int = 0
+    stalled: set[int] = field(default_factory=set)
+    """Streams, by number, that say nothing any more."""
 
     @property
     def ended(self) -> bool:
@@ -90,6 +96,10 @@ class ScriptedJob:
             self.news.notify_all()
         async with self.news:
             await self.news.wait_for(lambda: not self.drops)
+
+    def stall(self) -> None:
+        """The stream that is open now keeps back what is said from now on."""
+        self.stalled.add(self.streams_count)
 
     # --- what an agent does ---
 
@@ -249,12 +259,15 @@ class ScriptedAgent(AgentServiceServicer):
             job = self.jobs[start.job_id] = ScriptedJob(start, self._exports_dir)
             job.task = asyncio.create_task(self._play(job))
         listening = asyncio.create_task(self._listen(job, requests))
+        number = job.streams_count = job.streams_count + 1
         try:
             seen = next((n for n, event in enumerate(job.events) if event.seq > start.after_seq), None)
             index = len(job.events) if seen is None else seen
             while True:
                 for event in job.events[index:]:
                     index += 1
+                    if number in job.stalled:
+                        await asyncio.Event().wait()
                     yield event
                 if job.ended:
                     async with job.news:  # as an agent does: its last words are stored at the hub
@@ -274,7 +287,13 @@ class ScriptedAgent(AgentServiceServicer):
             await asyncio.gather(listening, return_exceptions=True)
 
     async def _play(self, job: ScriptedJob) -> None:
-        await self.script(job)
+        try:
+            await self.script(job)
+        except Exception as error:  # the job ends with it: nobody waits for a script that is no more
+            log.exception("the script of job %s", job.start.job_id)
+            if not job.ended:
+                await job.fail(Reason.REASON_INTERNAL, message=f"the script failed: {error!r}")
+            raise
 
     async def _listen(self, job: ScriptedJob, requests: AsyncIterator[pb.RunBackupRequest]) -> None:
         async for request in requests:

@@ -7,7 +7,7 @@ import asyncio
 
 import grpc
 import pytest
-from tests.integration.hub.kit import Hub
+from tests.integration.hub.kit import Hub, until
 from tests.integration.hub.scripted_agent import MIB, ScriptedJob, backup, plan_of
 from tests.integration.hub.test_backups import FIRST, digests, fails, sha256
 from tests.integration.repository.kit import noise
@@ -80,6 +80,44 @@ async def test_exports_are_said_after_a_rejoin_when_the_stream_broke_before(hub:
     job = await hub.run()
     assert job.state == pb.JOB_STATE_SUCCEEDED, job.failure
     assert len(await hub.rows()) == 1
+
+
+async def test_a_stream_that_keeps_back_what_the_agent_says_is_opened_anew(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+):
+    """Though its connection is alive: nothing breaks that the hub could notice."""
+    monkeypatch.setattr(backup_stream, "_QUIET_S", 0.5)
+
+    async def script(job: ScriptedJob) -> None:
+        (export,) = await job.snapshot_and_plan(plan_of())
+        await job.is_stored()
+        job.stall()
+        await job.copy(export, FIRST[2000])
+        await job.finish()
+
+    hub.agent.script = script
+    job = await hub.run()
+    assert job.state == pb.JOB_STATE_SUCCEEDED, job.failure
+    assert len(hub.agent.starts) > 1
+    assert {start.attempt for start in hub.agent.starts} == {1}
+    assert not job.interruptions
+
+
+@pytest.mark.usefixtures("gives_up_soon")
+async def test_an_agent_that_has_nothing_to_say_for_long_is_not_given_up(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(backup_stream, "_QUIET_S", 0.1)
+
+    async def script(job: ScriptedJob) -> None:
+        (export,) = await job.snapshot_and_plan(plan_of())
+        await until(lambda: len(hub.agent.starts) > 20, "it was opened anew again and again")
+        await job.copy(export, FIRST[2000])
+        await job.finish()
+
+    hub.agent.script = script
+    job = await hub.run()
+    assert job.state == pb.JOB_STATE_SUCCEEDED, job.failure
 
 
 async def test_an_agent_that_is_killed_and_comes_back_without_the_job_ends_it(hub: Hub):

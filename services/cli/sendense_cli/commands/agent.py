@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import sys
 from typing import Annotated, NoReturn
 
@@ -29,9 +30,10 @@ from sendense_common.keys import AgentIdentity, parse_ssh_key
 app = typer.Typer(no_args_is_help=True, help="Agents of sites: let in, list, give new keys, put out.")
 
 _WILDCARDS = frozenset({"0.0.0.0", "::", "[::]", ""})  # noqa: S104 - compared with
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):([1-9]\d{0,4})", re.ASCII)
 _SITE_STATE = "/var/lib/sendense/agent"
 _LISTEN_FOR_OTHERS = (
-    "Start it where others do, with `sendense up --listen 0.0.0.0:8022` or --listen of sendense-hub; "
+    "Stop the hub and start it with `sendense up --listen 0.0.0.0:8022` (or --listen of sendense-hub); "
     "then invite with --hub HOST:PORT, as the site reaches it."
 )
 _AGENT_MODULE = "sendense_agent.main"
@@ -213,6 +215,8 @@ async def revoke_agent(session: Session, site: str) -> None:
 
 async def invite_agent(session: Session, site: str, hub: str, *, rotate: bool) -> None:
     """Makes an invitation and shows its line."""
+    if hub and not _HOST_AND_PORT.fullmatch(hub):
+        raise invalid("--hub", f"{hub!r} is not HOST:PORT", remedy="Write it as backup.example.net:8022.")
     where = hub or _listens_at(session)
     async with session.hub() as channel:
         request = pb.InviteSiteRequest(site_name=site, rotate=rotate)
@@ -274,7 +278,7 @@ async def _one(session: Session, site: str) -> KnownAgent:
         raise SendenseError(
             Reason.REASON_SITE_NOT_FOUND,
             f"there is no site {site!r}, and no invitation of it",
-            remedy=f"Let it in: `sendense agent invite {site}`.",
+            remedy="`sendense agent list` has their names; `sendense agent invite SITE` lets a new one in.",
             site=site,
         )
     return found

@@ -128,7 +128,7 @@ def get(connection: sa.Connection, job_id: str) -> pb.Job:
         raise SendenseError(
             Reason.REASON_JOB_NOT_FOUND,
             f"several jobs begin with {job_id!r}" if found else f"there is no job {job_id!r}",
-            remedy=too_short(job_id) or "`sendense job list` shows them all.",
+            remedy=f"{too_short(job_id)} `sendense job list` shows them all.".lstrip(),
             job=job_id,
         )
     return _messages(connection, found)[0]

@@ -84,7 +84,7 @@ def get(connection: sa.Connection, name: str) -> pb.Site:
     raise SendenseError(
         Reason.REASON_SITE_NOT_FOUND,
         f"there is no site {name!r}",
-        remedy=f"Let it in: `sendense agent invite {name}`.",
+        remedy="`sendense agent list` has their names; `sendense agent invite SITE` lets a new one in.",
         site=name,
     )
 

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
 # Keepalive finds a dead peer within 30 s: a stream that lasted longer had an agent at its other end.
 _PROVED_ALIVE_S = 45.0
+# A stream that says nothing for so long is opened anew. Its agent may have nothing to say; but on a host
+# without time for it, gRPC (1.85) was seen to keep messages back for good, on a connection that was alive.
+_QUIET_S = 30.0
 # Of what the agent itself says, only these are about its state. Any other is about the request: asking again
 # cannot help.
 _AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
@@ -85,6 +88,7 @@ class BackupStream:
         self._give_up_after_s = give_up_after_s
         self._said: list[pb.RunBackupRequest] = []
         self._outbox: _Outbox | None = None
+        self._was_quiet = False
         self.begun = False
         """Whether the agent may have heard of the job."""
 
@@ -122,8 +126,11 @@ class BackupStream:
                 if error.reason != Reason.REASON_SITE_OFFLINE or not self.begun:
                     raise
                 why = error.message
-            if loop.time() - opened_at > _PROVED_ALIVE_S:
+            if self._was_quiet or loop.time() - opened_at > _PROVED_ALIVE_S:
                 heard_at = loop.time()  # it was there, and had nothing to say
+            if self._was_quiet:
+                log.info("job %s: nothing was heard for %g s; joining it anew", self._start.job_id, _QUIET_S)
+                continue
             if loop.time() - heard_at > self._give_up_after_s:
                 raise SendenseError(
                     Reason.REASON_TUNNEL_LOST,
@@ -163,7 +170,7 @@ class BackupStream:
             )
 
     async def _one_stream(self) -> AsyncGenerator[pb.RunBackupResponse, None]:
-        outbox = _Outbox()
+        outbox, self._was_quiet = _Outbox(), False
         async with rpc.connect(self._sites.socket(self._site)) as channel:
             stub = AgentServiceStub(channel)
             # At each stream: the agent may have been upgraded meanwhile.
@@ -180,7 +187,7 @@ class BackupStream:
             stream = stub.RunBackup(_sent(outbox))
             ended = False
             try:
-                while (event := await _read(stream)) is not None:
+                while (event := await self._next(stream)) is not None:
                     ended = event.WhichOneof("event") in _LAST
                     yield event
             finally:
@@ -189,6 +196,19 @@ class BackupStream:
                 if ended:
                     await _hang_up(stream)
                 stream.cancel()
+
+    async def _next(self, stream: _Stream) -> pb.RunBackupResponse | None:
+        """The next event; None at the end, also when it is not worth while to wait for one."""
+
+        def give_up() -> None:
+            self._was_quiet = True
+            stream.cancel()
+
+        quiet = asyncio.get_running_loop().call_later(_QUIET_S, give_up)
+        try:
+            return await _read(stream)
+        finally:
+            quiet.cancel()
 
 
 async def _sent(outbox: _Outbox) -> AsyncIterator[pb.RunBackupRequest]:

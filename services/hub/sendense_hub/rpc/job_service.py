@@ -70,7 +70,9 @@ class JobService(JobServiceServicer):
         limit = request.bytes_per_second
         if limit and not _SLOWEST <= limit <= _FASTEST:
             raise invalid(
-                "bytes_per_second", f"must be 0 (no limit), or {_SLOWEST:,} to {_FASTEST:,} bytes per second"
+                "bytes_per_second",
+                f"must be 0 (no limit), or {_SLOWEST:,} to {_FASTEST:,} bytes per second",
+                remedy="On the command line: 64KiB/s to 1024GiB/s, or `none` for no limit.",
             )
         job = await self._board.limit(request.job_id, limit)
         await audit_log.record("job.limit", subject=job.job_id, vm=job.vm_name, bytes_per_second=limit)

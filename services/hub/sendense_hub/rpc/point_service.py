@@ -79,8 +79,9 @@ class PointService(PointServiceServicer):
             where = f"at vCenter {vcenter_name}" if vcenter_name else "at any vCenter"
             raise SendenseError(
                 Reason.REASON_VM_NOT_FOUND,
-                f"there is no point of a VM {vm!r}, and the hub has not seen one {where} yet",
-                remedy="If it is new there: `sendense vm list` asks all vCenters, and shows what they have."
+                f"there is no point of a VM {vm!r}, and the hub has seen no VM of that name {where}",
+                remedy="Look for its name: `sendense point list` shows all points, and `sendense vm list` "
+                "asks all vCenters what they have."
                 if vcenters.listed(connection)
                 else "`sendense point list` shows all points; there is no vCenter to ask.",
                 vm=vm,
