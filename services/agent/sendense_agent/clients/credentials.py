@@ -6,6 +6,7 @@ Call it in the operation's worker process only: what it returns stays in the pro
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from sendense_common import rpc
 from sendense_common.errors import SendenseError
 from sendense_common.keys import NONCE_BYTES, AgentKeys, Redemption, open_sealed
 
+_LOSS_IS_KNOWN_WITHIN_S = 2.0
 _TIMEOUT_S = 15.0
 
 
@@ -63,7 +65,7 @@ async def redeem(
     Raises:
         SendenseError: LEASE_INVALID, LEASE_USED, LEASE_REVOKED, LEASE_EXPIRED, SIGNATURE_INVALID,
             AGENT_KEYS_REPLACED, CLOCKS_DIFFER, AGENT_UNKNOWN, CREDENTIAL_UNREADABLE; SERVICE_UNAVAILABLE or
-            DEADLINE_EXCEEDED when there is no answer.
+            DEADLINE_EXCEEDED when there is no answer, TUNNEL_LOST when there is no way to it.
     """
     redemption = Redemption(
         lease_id=lease_id,
@@ -88,9 +90,14 @@ async def redeem(
         try:
             answer = await RedemptionServiceStub(channel).RedeemLease(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise SendenseError.from_rpc(
-                error, doing="redeeming a lease at the credentials service"
-            ) from error
+            failed = SendenseError.from_rpc(error, doing="redeeming a lease at the credentials service")
+            if failed.reason == Reason.REASON_SERVICE_UNAVAILABLE and await _is_gone(socket):
+                raise SendenseError(
+                    Reason.REASON_TUNNEL_LOST,
+                    "the tunnel to the hub was lost while a lease was redeemed at the credentials service",
+                    remedy="It goes on with another lease when the site is connected again.",
+                ) from error
+            raise failed from error
     try:
         secret = Secret.FromString(open_sealed(answer.sealed_secret, keys, redemption))
     except DecodeError:
@@ -101,3 +108,14 @@ async def redeem(
         ) from None
     bound = secret.endpoint if secret.HasField("endpoint") else None
     return Login(secret.username, secret.password, bound)
+
+
+async def _is_gone(socket: Path) -> bool:
+    """Whether the agent takes away its end of the tunnel, which may hear of the loss after a call does."""
+    try:
+        async with asyncio.timeout(_LOSS_IS_KNOWN_WITHIN_S):
+            while socket.exists():  # noqa: ASYNC110 - another process removes it
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        return False
+    return True
