@@ -256,5 +256,5 @@ async def test_malformed_lease_requests_are_refused(service: Service, credential
 async def test_an_agent_without_a_way_to_the_service_gets_a_clear_error(service: Service, short_tmp):
     service_gone = Service(type(service.paths)(short_tmp, short_tmp), service.process, service.log)
     error = await failure_of(service_gone.redeem(str(uuid.uuid4()), timeout_s=2))
-    assert error.reason == Reason.REASON_SERVICE_UNAVAILABLE
-    assert "redeeming a lease" in error.message
+    assert error.reason == Reason.REASON_TUNNEL_LOST
+    assert "a lease was redeemed" in error.message
